@@ -1,0 +1,1 @@
+"""The service: HTTP, store, controller, tracking, predictions, supervisor, client and command line."""

@@ -1,0 +1,1 @@
+"""The data plane: prepared datasets, gradient workers, the aggregator, the exchange between them, the trainer."""

@@ -1,0 +1,150 @@
+"""What crosses between processes: frozen dataclasses, no behaviour.
+
+The controller sends a `TrainingPlan` to a trainer and reads `TrainerReport`s from it; trainer, workers and aggregator
+exchange `ShardReport`s and `StepReport`s.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.network import NetworkSpec
+from core.optimizers import OptimizerSpec
+from core.schedules import ScheduleSpec
+from worker.dataset import DataSpec
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop after `patience` epochs in a row whose validation loss is not below the best by more than `minimum_gain`."""
+
+    patience: int
+    minimum_gain: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One job, completely: nothing else decides its weights.
+
+    `network.inputs` is not known before the data is prepared (one-hot widths depend on the training rows): the trainer
+    replaces it by the prepared dataset's width.
+    """
+
+    job_id: str
+    data: DataSpec
+    network: NetworkSpec
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec
+    epochs: int
+    batch_size: int  # global: the rows behind one committed step
+    shards: int
+    seed: int
+    threads_per_worker: int = 1
+    log_every_steps: int = 1
+    early_stopping: EarlyStopping | None = None
+    max_seconds: float | None = None
+    classes: tuple[Any, ...] | None = None  # the whole dataset's, sorted, in its type; None for regression
+    spec: dict[str, Any] = field(default_factory=dict)  # the resolved job spec: carried into the model file
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What a worker says of one shard's part of one step. Sums, not means: they are divided once, over all shards."""
+
+    step: int
+    shard: int
+    rows: int
+    weight_sum: float
+    loss_sum: float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One committed step: its loss (mean over the step's rows) and the norm of its mean gradient before clipping."""
+
+    step: int
+    rows: int
+    weight_sum: float
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    """One point of a series against the committed step. `timestamp` is Unix seconds, taken once, when it was measured."""
+
+    series: str
+    step: int
+    value: float
+    timestamp: float
+
+
+@dataclass(frozen=True)
+class TrainerEvent:
+    """Something that people want to read in the job's events. `type`: log, fault or checkpoint."""
+
+    type: str
+    level: str
+    message: str
+    data: dict[str, Any]
+    timestamp: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job stands. `phase`: preparing, training, evaluating. `eta_seconds` is None until it can be told."""
+
+    phase: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    examples_per_second: float
+    eta_seconds: float | None
+    workers: int
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training: figures, and the model's files by name (model.json, weights.safetensors)."""
+
+    weights_sha256: str
+    model_sha256: str
+    numerics: str
+    parameters: int
+    steps: int
+    epochs: int
+    worker_failures: int
+    best_epoch: int | None
+    stopped_early: str | None  # "early_stopping" or "max_seconds"
+    metrics: dict[str, float]
+    signature: dict[str, Any]
+    input_example: list[dict[str, Any]]
+    files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class TrainingFailure:
+    """Why a training ended without a result. `code`: diverged, worker_failures, out_of_memory, disk_full, internal."""
+
+    code: str
+    message: str
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainerReport:
+    """A trainer's answer to a poll. Points and events are numbered from 1; those up to `acknowledged` are not sent again.
+
+    `outcome` is None while it runs, else "succeeded", "failed" or "cancelled".
+    """
+
+    job_id: str
+    attempt: int
+    progress: Progress
+    metrics: dict[str, float]
+    first: int  # the number of the first entry of `updates`
+    updates: tuple[MetricPoint | TrainerEvent, ...]
+    outcome: str | None
+    result: TrainingResult | None
+    failure: TrainingFailure | None
