@@ -10,6 +10,7 @@ from typing import Any
 from core.network import NetworkSpec
 from core.optimizers import OptimizerSpec
 from core.schedules import ScheduleSpec
+
 from worker.dataset import DataSpec
 
 
