@@ -1,1 +1,1 @@
-"""The engine: computation graph, networks, optimizers, preprocessing and the model file. NumPy and safetensors alone."""
+"""The engine: computation graph, networks, optimizers, preprocessing, the model file. NumPy and safetensors alone."""

@@ -51,7 +51,7 @@ class NonFiniteError(CoreError):
 
 
 class DataError(CoreError):
-    """A row that cannot be taken. `row` is its 0-based place in the request, `column` its name (None: the whole row)."""
+    """A row that cannot be taken: its 0-based place in the request and its column (None: the whole row)."""
 
     def __init__(self, row: int, column: str | None, value: Any, expected: str) -> None:
         super().__init__(row, column, value, expected)

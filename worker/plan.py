@@ -72,7 +72,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class MetricPoint:
-    """One point of a series against the committed step. `timestamp` is Unix seconds, taken once, when it was measured."""
+    """One point of a series against the committed step. `timestamp`: Unix seconds, taken once, when it was measured."""
 
     series: str
     step: int
@@ -135,7 +135,7 @@ class TrainingFailure:
 
 @dataclass(frozen=True)
 class TrainerReport:
-    """A trainer's answer to a poll. Points and events are numbered from 1; those up to `acknowledged` are not sent again.
+    """A trainer's answer to a poll. Points and events are numbered from 1; those up to `acknowledged` are not resent.
 
     `outcome` is None while it runs, else "succeeded", "failed" or "cancelled".
     """
