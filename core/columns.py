@@ -19,9 +19,9 @@ Value = str | int | bool | float
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One column. integer, number, boolean: float64 `values`, NaN where missing. text: int32 codes into `vocabulary`, -1.
+    """One column. integer, number, boolean: float64 `values`, NaN where missing.
 
-    `vocabulary` is sorted and holds no entry twice.
+    text: int32 codes into `vocabulary` (sorted, no entry twice), -1 where missing.
     """
 
     name: str
@@ -50,7 +50,7 @@ def typed(column_type: str, number: float) -> int | bool | float:
 
 
 def text_column(name: str, values: Sequence[str | None]) -> Column:
-    """A text column of these values; surrounding blanks do not count, and None or a missing token is a missing value."""
+    """A text column of these values; surrounding blanks do not count, None and missing tokens are missing values."""
     stripped = ["" if value is None else value.strip() for value in values]
     vocabulary = tuple(sorted(set(stripped) - MISSING_TOKENS))
     index = {value: code for code, value in enumerate(vocabulary)}
