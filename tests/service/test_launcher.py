@@ -40,9 +40,12 @@ sys.exit(7)
 
 
 @contextmanager
-def launched(grace: float, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+def launched(grace: float, *command: str, folder: str | Path = "-") -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [*LAUNCHER, str(grace), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        [*LAUNCHER, str(grace), str(folder), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -116,7 +119,7 @@ def test_grace_ends() -> None:
 def test_kill_of_the_owner_ends_the_command(tmp_path: Path) -> None:
     owner = (
         "import subprocess, sys, time\n"
-        f"p = subprocess.Popen({[*LAUNCHER, '0.2']!r} + [sys.executable, '-S', '-c', sys.argv[1], 'stay'],"
+        f"p = subprocess.Popen({[*LAUNCHER, '0.2', '-']!r} + [sys.executable, '-S', '-c', sys.argv[1], 'stay'],"
         " stdin=subprocess.PIPE, start_new_session=True)\n"
         "print(p.pid, flush=True)\n"
         "time.sleep(600)"
@@ -146,6 +149,15 @@ def test_the_command_does_not_inherit_ignored_signals() -> None:
     with launched(5, sys.executable, "-S", "-c", shows) as process:
         assert "default_int_handler" in (said := line(process))
         assert "SIG_DFL" in said
+
+
+def test_its_folder_goes_when_it_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    (folder / "below").mkdir(parents=True)
+    with launched(5, sys.executable, "-S", "-c", "print('up', flush=True); input()", folder=folder) as process:
+        assert line(process) == "up"
+        process.wait(5)
+    assert not folder.exists()
 
 
 def test_a_command_that_does_not_exist_is_told() -> None:
