@@ -15,6 +15,7 @@ from .columns import COLUMN_TYPES, Column, Value
 from .errors import SpecificationError
 from .features import FeatureEncoder
 from .records import RecordReader
+from .specification import Specification, require_choice
 from .targets import TargetEncoder
 
 __all__ = ["Column", "Preprocessing", "PreprocessingSpec"]
@@ -29,7 +30,7 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class PreprocessingSpec:
+class PreprocessingSpec(Specification):
     """Which columns are features and targets, and how their values are treated."""
 
     features: tuple[str, ...]
@@ -44,31 +45,15 @@ class PreprocessingSpec:
         for name in ("features", "targets"):
             columns = getattr(self, name)
             if not isinstance(columns, tuple) or not columns or not all(isinstance(column, str) for column in columns):
-                raise SpecificationError(name, columns, "a tuple of at least one column name")
+                raise SpecificationError(name, columns, "a list of at least one column name")
             if len(set(columns)) != len(columns):
                 raise SpecificationError(name, columns, "each column once")
         if both := set(self.features) & set(self.targets):
             raise SpecificationError("features", min(both), "a column that is not a target")
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise SpecificationError(name, getattr(self, name), f"one of {', '.join(choices)}")
+            require_choice(name, getattr(self, name), choices)
         if self.task == "classification" and len(self.targets) != 1:
             raise SpecificationError("targets", self.targets, "one column for a classification")
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` takes back."""
-        lists = {"features": list(self.features), "targets": list(self.targets)}
-        return lists | {name: getattr(self, name) for name in _CHOICES}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "PreprocessingSpec":
-        """The inverse of `to_json`; SpecificationError for an unknown, missing or wrong field."""
-        _check_fields(data, "preprocessing", {"features", "targets", *_CHOICES})
-        for name in ("features", "targets"):
-            if not isinstance(data[name], list | tuple):
-                raise SpecificationError(name, data[name], "a list of column names")
-        choices = {name: data[name] for name in _CHOICES}
-        return cls(features=tuple(data["features"]), targets=tuple(data["targets"]), **choices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +84,8 @@ class Preprocessing:
         features = FeatureEncoder.fit(
             spec.features, columns, rows, standardize=standardize, missing=spec.missing, unseen=spec.unseen
         )
+        if features.width == 0:
+            raise SpecificationError("features", ", ".join(spec.features), "a column that holds values")
         return cls(spec, features, TargetEncoder.fit(spec.targets, spec.task, columns, rows, classes))
 
     @property
@@ -190,6 +177,8 @@ class Preprocessing:
     def from_json(cls, data: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `to_json`; SpecificationError for anything that is not its result."""
         _check_fields(data, "preprocessing", {"spec", "features", "target"})
+        if not isinstance(data["spec"], Mapping):
+            raise SpecificationError("spec", data["spec"], "an object")
         spec = PreprocessingSpec.from_json(data["spec"])
         return cls(spec, _features_from_json(spec, data["features"]), _targets_from_json(spec, data["target"]))
 

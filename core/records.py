@@ -50,14 +50,13 @@ class RecordReader:
                 except KeyError:
                     pass  # the names differ: told below, by name
             raise _wrong_names(row, instance, names)
-        if not isinstance(instance, list | tuple | np.ndarray):
+        if not isinstance(instance, list | tuple):
             expected = f"an object of feature values, or a list of {len(names)}"
             raise DataError(row, None, _shown(instance), expected)
         if len(instance) != len(names):
             expected = f"{len(names)} values, in the order {_few(names)}"
             raise DataError(row, None, f"{len(instance)} values", expected)
-        values: Sequence[Any] = instance
-        return values
+        return instance
 
     def _matrix(self, rows: Sequence[Sequence[Any]]) -> npt.NDArray[np.float64]:
         """float64 (n, numeric features)."""

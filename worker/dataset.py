@@ -1,8 +1,35 @@
-"""A table on disk -> memory-mapped arrays that workers compute on: split, fitted, transformed, cached."""
+"""A table on disk -> memory-mapped arrays that workers compute on: split, fitted, transformed, cached.
 
+The cache entry's name is a hash of all that decides its content, so that every job, attempt and worker that needs the
+same arrays finds them; an entry is complete once its folder has its name, and checked by hash before a job trusts it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from core.preprocessing import PreprocessingSpec
+import numpy as np
+import numpy.typing as npt
+
+from core.columns import Column, distinct_values
+from core.errors import DataError, SpecificationError
+from core.preprocessing import Preprocessing, PreprocessingSpec
+from worker.splits import Rows, Split, random_split, stratified_split, time_split
+from worker.table import DatasetError, Table, open_table
+
+__all__ = ["DataSpec", "DatasetError", "PreparedDataset", "open_prepared", "prepare"]
+
+FORMAT = 1
+MANIFEST = "prepared.json"
+SPLITS = ("train", "validation", "test")
+_ABANDONED_SECONDS = 86_400.0  # a temporary folder this old belongs to a process that died
 
 
 @dataclass(frozen=True)
@@ -23,3 +50,204 @@ class DataSpec:
     split_column: str | None
     split_seed: int
     cache_folder: str
+
+    def key(self) -> str:
+        """64 hex digits: equal for equal arrays."""
+        matters = {
+            "format": FORMAT,
+            "dataset": self.dataset_sha256,
+            "preprocessing": self.preprocessing.to_json(),
+            "weight_column": self.weight_column,
+            "split": [self.validation, self.test, self.split_by, self.split_column, self.split_seed],
+        }
+        return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedDataset:
+    """The arrays of one job, on disk. `rows` counts each split; `dropped_rows` had no target and are in none."""
+
+    folder: Path
+    preprocessing: Preprocessing
+    rows: dict[str, int]
+    dropped_rows: int
+    weighted: bool
+
+    def arrays(self, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+        """Features float32 (n, width), targets int32 (n,) or float32 (n, outputs), row weights float32 (n,) if any.
+
+        All are read-only and memory-mapped.
+        """
+        features = self._load("features", split)
+        weights = self._load("weights", split) if self.weighted else None
+        return features, self._load("targets", split), weights
+
+    def _load(self, kind: str, split: str) -> npt.NDArray[Any]:
+        if split not in SPLITS:
+            raise DatasetError(str(self.folder), f"no split {split!r}; it has {', '.join(SPLITS)}")
+        path = self.folder / f"{kind}.{split}.npy"
+        # A plain view of the map: np.memmap would make every batch taken from it a memmap again, at a cost.
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def prepare(spec: DataSpec) -> PreparedDataset:
+    """The arrays of `spec`, from the cache or built now; a damaged entry is rebuilt. Safe for many processes at once.
+
+    DatasetError: no such dataset, or another one than the spec's. DataError, SpecificationError: its columns do not
+    suit the spec, in words for the user.
+    """
+    cache = Path(spec.cache_folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / spec.key()
+    if folder.exists():
+        try:
+            return _open(folder, check_hashes=True)
+        except DatasetError:
+            pass  # damaged: another takes its place below
+    _sweep(cache)
+    building = Path(tempfile.mkdtemp(prefix=f".{spec.key()[:16]}.", dir=cache))
+    try:
+        _build(spec, building)
+        return _publish(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def open_prepared(folder: str | Path) -> PreparedDataset:
+    """An entry that `prepare` gave; DatasetError where it is gone or a file of it has another size."""
+    return _open(Path(folder), check_hashes=False)
+
+
+def _open(folder: Path, check_hashes: bool) -> PreparedDataset:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
+            raise DatasetError(str(folder), f"not prepared in format {FORMAT}")
+        for name, (size, sha256) in manifest["files"].items():
+            path = folder / Path(name).name
+            if path.stat().st_size != size or (check_hashes and _sha256(path) != sha256):
+                raise DatasetError(str(path), "damaged")
+        preprocessing = Preprocessing.from_json(manifest["preprocessing"])
+        rows = {split: int(manifest["rows"][split]) for split in SPLITS}
+        return PreparedDataset(folder, preprocessing, rows, int(manifest["dropped_rows"]), bool(manifest["weighted"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SpecificationError) as error:
+        raise DatasetError(str(folder), f"unreadable ({error})") from error
+
+
+def _build(spec: DataSpec, folder: Path) -> None:
+    """Everything of one entry into `folder`, the manifest last."""
+    table = open_table(spec.dataset_folder)
+    if table.sha256 != spec.dataset_sha256:
+        raise DatasetError(spec.dataset_folder, f"its hash is {table.sha256}, the job's {spec.dataset_sha256}")
+    wanted = spec.preprocessing
+    extra = [name for name in (spec.weight_column, spec.split_column) if name is not None]
+    columns = table.columns(dict.fromkeys((*wanted.features, *wanted.targets, *extra)))
+    usable = _rows_with_targets(table, columns, wanted.targets)
+    classes = distinct_values(columns[wanted.targets[0]], usable) if wanted.task == "classification" else None
+    split = _split(spec, columns, usable, classes)
+    fitted = Preprocessing.fit(wanted, columns, split.train, classes)
+    weights = None if spec.weight_column is None else _weights(columns[spec.weight_column], usable)
+    for name, rows in split.named().items():
+        features = np.lib.format.open_memmap(
+            folder / f"features.{name}.npy", mode="w+", dtype=np.float32, shape=(len(rows), fitted.width)
+        )
+        fitted.transform(columns, rows, features)
+        features.flush()
+        np.save(folder / f"targets.{name}.npy", fitted.transform_targets(columns, rows))
+        if weights is not None:
+            np.save(folder / f"weights.{name}.npy", weights[rows])
+    manifest = {
+        "format": FORMAT,
+        "rows": {name: len(rows) for name, rows in split.named().items()},
+        "dropped_rows": table.rows - len(usable),
+        "weighted": weights is not None,
+        "preprocessing": fitted.to_json(),
+        "files": {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(folder.iterdir())},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def _rows_with_targets(table: Table, columns: Mapping[str, Column], targets: tuple[str, ...]) -> Rows:
+    missing = np.zeros(table.rows, dtype=bool)
+    for name in targets:
+        missing |= columns[name].missing()
+    usable = np.flatnonzero(~missing).astype(np.int64)
+    if len(usable) == 0:
+        raise SpecificationError("target", ", ".join(targets), "at least one row that has a value")
+    return usable
+
+
+def _split(spec: DataSpec, columns: Mapping[str, Column], rows: Rows, classes: tuple[Any, ...] | None) -> Split:
+    if spec.split_by == "random":
+        return random_split(rows, spec.validation, spec.test, spec.split_seed)
+    if spec.split_by == "stratified":
+        if classes is None:
+            raise SpecificationError("split.by", "stratified", "random or time: a regression has no classes")
+        column = columns[spec.preprocessing.targets[0]]
+        numbers = np.unique(column.values[rows], return_inverse=True)[1].astype(np.int32)
+        return stratified_split(rows, numbers, spec.validation, spec.test, spec.split_seed)
+    if spec.split_by != "time":
+        raise SpecificationError("split.by", spec.split_by, "one of random, stratified, time")
+    if spec.split_column is None:
+        raise SpecificationError("split.column", None, "the column that orders the rows in time")
+    column = columns[spec.split_column]
+    if (gaps := column.missing()[rows]).any():
+        raise DataError(int(rows[np.argmax(gaps)]), column.name, None, "a time in every row, for a split by time")
+    return time_split(rows, column.values[rows], spec.validation, spec.test)
+
+
+def _weights(column: Column, rows: Rows) -> npt.NDArray[np.float32]:
+    """float32, one a row of the table; those of `rows` are finite, none is negative, and not all are 0."""
+    if column.type == "text":
+        raise SpecificationError("weight_column", column.name, "a column of numbers (it holds text)")
+    with np.errstate(over="ignore"):
+        weights: npt.NDArray[np.float32] = column.values.astype(np.float32)
+    used = weights[rows]
+    wrong = ~((used >= 0) & np.isfinite(used))
+    if wrong.any():
+        row = int(rows[np.argmax(wrong)])
+        raise DataError(row, column.name, column.value(row), "a weight of at least 0 in every row")
+    if not used.any():
+        raise SpecificationError("weight_column", column.name, "a weight above 0 in some row")
+    return weights
+
+
+def _publish(building: Path, folder: Path) -> PreparedDataset:
+    """Give the finished entry its name; where another process was first and its entry is sound, take that one."""
+    while True:
+        try:
+            os.rename(building, folder)
+            return _open(folder, check_hashes=False)
+        except OSError:
+            if not folder.exists():
+                raise
+        try:
+            return _open(folder, check_hashes=True)
+        except DatasetError:
+            _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Take a damaged entry away, at once for everybody; who has it mapped keeps what is mapped."""
+    away = Path(tempfile.mkdtemp(prefix=".damaged.", dir=folder.parent))
+    try:
+        os.rename(folder, away / "entry")
+    except FileNotFoundError:
+        pass  # another process was faster
+    finally:
+        shutil.rmtree(away, ignore_errors=True)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what processes that died left behind."""
+    for path in cache.glob(".*"):
+        try:
+            if path.is_dir() and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+        except FileNotFoundError:
+            continue  # its owner was faster
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
