@@ -1,14 +1,30 @@
 """Networks: from a specification to a planned graph that computes loss and gradient, predictions and metrics."""
 
 import itertools
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .specification import Specification, require_choice, require_whole
+import numpy as np
+from numpy.typing import NDArray
 
-ACTIVATIONS = ("identity", "sigmoid", "tanh", "relu")
-INITIALIZERS = ("auto", "glorot", "he")
-LOSSES = ("cross_entropy", "squared_error")
+from .activations import ACTIVATIONS
+from .errors import GraphError
+from .graph import AnyNode, Graph, Input, Node, Parameter
+from .initializers import INITIALIZERS
+from .losses import LOSSES, Softmax
+from .metrics import metric_sums, zero_sums
+from .operations import Affine, WeightedSum
+from .parameters import ParameterLayout, RecentViews
+from .plan import Plan
+from .specification import Specification, require_choice, require_whole
+from .storage import ROWS, Array, Storage
+
+# Plans kept for numbers of rows: a training has two (full and last batch), a server one for each size of micro-batch.
+_PLANS_KEPT = 64
+# The first word of the seed sequence that initial parameters are drawn from: "init", told apart from all other draws.
+_INITIALIZATION = 0x696E6974
 
 
 @dataclass(frozen=True)
@@ -19,7 +35,7 @@ class NetworkSpec(Specification):
     outputs: int
     hidden: tuple[int, ...]
     activation: str = "relu"
-    initializer: str = "auto"
+    initializer: str = "auto"  # what suits the activation: he for relu's family, else glorot
     loss: str = "cross_entropy"
     dtype: str = "float32"
 
@@ -29,15 +45,14 @@ class NetworkSpec(Specification):
         for units in self.hidden:
             require_whole("hidden", units, 1)
         require_choice("activation", self.activation, ACTIVATIONS)
-        require_choice("initializer", self.initializer, INITIALIZERS)
+        require_choice("initializer", self.initializer, ("auto", *INITIALIZERS))
         require_choice("loss", self.loss, LOSSES)
         require_choice("dtype", self.dtype, ("float32", "float64"))
 
     @property
     def layers(self) -> list[tuple[int, int]]:
         """(inputs, units) of each layer, the output layer last."""
-        widths = (self.inputs, *self.hidden, self.outputs)
-        return list(itertools.pairwise(widths))
+        return list(itertools.pairwise((self.inputs, *self.hidden, self.outputs)))
 
 
 def parameter_count(spec: NetworkSpec) -> int:
@@ -59,3 +74,149 @@ def summary(spec: NetworkSpec) -> list[dict[str, Any]]:
         }
         for number, (inputs, units) in enumerate(spec.layers, start=1)
     ]
+
+
+def network_graph(spec: NetworkSpec) -> Graph:
+    """The graph of a perceptron: features -> layer1 -> hidden1 -> layer2 -> ... -> outputs -> predictions.
+
+    With targets and weights: outputs -> losses -> loss. Layer k, the output layer included, has the parameters
+    layer<k>.weights (inputs, units) and layer<k>.bias (units,).
+    """
+    nodes: list[AnyNode] = [Input("features", (ROWS, spec.inputs))]
+    previous, last = "features", len(spec.layers)
+    for number, (inputs, units) in enumerate(spec.layers, start=1):
+        layer = f"layer{number}" if number < last else "outputs"
+        weights, bias = f"layer{number}.weights", f"layer{number}.bias"
+        nodes += [Parameter(weights, (inputs, units)), Parameter(bias, (units,))]
+        nodes += [Node(layer, Affine(), previous, weights, bias)]
+        if number < last:
+            previous = f"hidden{number}"
+            nodes += [Node(previous, ACTIVATIONS[spec.activation](), layer)]
+    if spec.loss == "cross_entropy":
+        nodes += [Input("targets", (ROWS,), np.int32), Node("predictions", Softmax(), "outputs")]
+    else:
+        nodes += [Input("targets", (ROWS, spec.outputs))]
+    nodes += [Node("losses", LOSSES[spec.loss](), "outputs", "targets")]
+    nodes += [Input("weights", (ROWS,)), Node("loss", WeightedSum(), "losses", "weights")]
+    return Graph(*nodes)
+
+
+def initial_parameters(spec: NetworkSpec, seed: int) -> NDArray[Any]:
+    """The flat parameter vector (P,) before the first step, by `spec` and `seed` >= 0 alone; biases are 0."""
+    layout = parameter_layout(network_graph(spec))
+    flat = np.zeros(layout.size, spec.dtype)
+    views = layout.views(flat)
+    suited = ACTIVATIONS[spec.activation].initializer
+    initialize = INITIALIZERS[suited if spec.initializer == "auto" else spec.initializer]
+    for number, (inputs, units) in enumerate(spec.layers, start=1):
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _INITIALIZATION, number))))
+        views[f"layer{number}.weights"][...] = initialize(generator, inputs, units)
+    return flat
+
+
+def parameter_layout(graph: Graph) -> ParameterLayout:
+    """The parameters of `graph` in the order in which they were declared."""
+    names = tuple(parameter.name for parameter in graph.parameters)
+    return ParameterLayout(names, tuple(parameter.shape for parameter in graph.parameters))
+
+
+class Network:
+    """A network for minibatches of at most `rows` rows. Not to be used by two threads at once.
+
+    Every buffer is allocated at the first use of a number of rows; a step after that allocates nothing. The arrays that
+    it was last given are referred to until others take their place.
+    """
+
+    def __init__(self, spec: NetworkSpec, rows: int) -> None:
+        self.spec, self.rows = spec, rows
+        self.graph = network_graph(spec)
+        self.layout = parameter_layout(self.graph)
+        self._predictions = "predictions" if spec.loss == "cross_entropy" else "outputs"
+        self._storage = Storage(spec.dtype)
+        self._plans: OrderedDict[int, tuple[Plan, Array]] = OrderedDict()
+        self._parameter_views = RecentViews(self.layout)
+        self._gradient_views = RecentViews(self.layout)
+        self._plan(rows)
+
+    def loss_and_gradient(
+        self,
+        parameters: NDArray[Any],
+        gradient: NDArray[Any],
+        features: NDArray[Any],
+        targets: NDArray[Any],
+        weights: NDArray[Any] | None = None,
+    ) -> float:
+        """The weighted sum over the rows of their losses; `gradient` (P,) is overwritten with its derivative.
+
+        `parameters` (P,) may be read-only. `features` (n, inputs), 0 <= n <= rows. `targets`: int32 (n,) class numbers
+        within [0, outputs), which is not checked, or values (n, outputs). `weights` (n,), None meaning ones. All but
+        class numbers are of the network's dtype, else GraphError is raised. Sums, not means: the sum over the parts of
+        a minibatch is that of the whole. What is not finite passes through without a warning: check the results.
+        """
+        if len(features) == 0:
+            gradient.fill(0)
+            return 0.0
+        plan = self._bind(parameters, features, targets, weights)
+        plan.bind_gradients(self._gradient_views(gradient))
+        with np.errstate(all="ignore"):
+            loss = plan.forward("loss")
+            plan.backward()
+        return float(loss)
+
+    def predict(self, parameters: NDArray[Any], features: NDArray[Any]) -> NDArray[Any]:
+        """A fresh array (n, outputs) for any n: probabilities (cross_entropy) or values (squared_error)."""
+        result = np.empty((len(features), self.spec.outputs), self.spec.dtype)
+        views = self._parameter_views(parameters)
+        for part in self._parts(len(features)):
+            plan, _ = self._plan(part.stop - part.start)
+            plan.bind_parameters(views)
+            plan.inputs["features"].bind(features[part])
+            with np.errstate(all="ignore"):
+                result[part] = plan.forward(self._predictions)
+        return result
+
+    def evaluate(
+        self,
+        parameters: NDArray[Any],
+        features: NDArray[Any],
+        targets: NDArray[Any],
+        weights: NDArray[Any] | None = None,
+    ) -> NDArray[np.float64]:
+        """The metric sums (see `metrics`) over any number of rows; arrays as for `loss_and_gradient`."""
+        sums = zero_sums(self.spec.loss, self.spec.outputs)
+        for part in self._parts(len(features)):
+            part_weights = None if weights is None else weights[part]
+            plan = self._bind(parameters, features[part], targets[part], part_weights)
+            with np.errstate(all="ignore"):
+                loss = float(plan.forward("loss"))
+                sums += metric_sums(self.spec.loss, loss, plan.value("outputs"), targets[part], part_weights)
+        return sums
+
+    def _parts(self, count: int) -> Iterator[slice]:
+        return (slice(start, min(start + self.rows, count)) for start in range(0, count, self.rows))
+
+    def _bind(
+        self,
+        parameters: NDArray[Any],
+        features: NDArray[Any],
+        targets: NDArray[Any],
+        weights: NDArray[Any] | None,
+    ) -> Plan:
+        plan, ones = self._plan(len(features))
+        plan.bind_parameters(self._parameter_views(parameters))
+        plan.inputs["features"].bind(features)
+        plan.inputs["targets"].bind(targets)
+        plan.inputs["weights"].bind(ones if weights is None else weights)
+        return plan
+
+    def _plan(self, rows: int) -> tuple[Plan, Array]:
+        """The plan for `rows` rows, and as many ones, for rows without weights."""
+        if rows not in self._plans:
+            if rows > self.rows:
+                raise GraphError(f"{rows} rows are more than the {self.rows} planned for", ("features",))
+            plan = Plan(self.graph, rows, self._storage, ("outputs", self._predictions), "loss")
+            self._plans[rows] = plan, self._storage.constant(1.0, (rows,))
+            if len(self._plans) > _PLANS_KEPT:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(rows)
+        return self._plans[rows]

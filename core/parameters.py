@@ -5,12 +5,15 @@ Optimizers, gradients and exchanges see the flat vector and never a layer; the n
 
 import hashlib
 import math
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .errors import GraphError
 
 # Elements a block. What is reduced over the whole vector is reduced block by block and combined in order: the borders
 # depend on the layout alone, so that the bits do not depend on how many workers share the blocks. Seven vectors of one
@@ -46,11 +49,30 @@ class ParameterLayout:
         return tuple(slice(start, min(start + BLOCK, self.size)) for start in range(0, self.size, BLOCK))
 
     def views(self, flat: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Each parameter as a shaped view of `flat` (P,), contiguous; writable where `flat` is."""
+        """Each parameter as a shaped view of `flat` (P,), writable where it is; GraphError if it does not fit."""
+        if flat.shape != (self.size,) or not flat.flags.c_contiguous:
+            raise GraphError(f"a contiguous vector of {self.size} is wanted, not one of {flat.shape}", self.names)
         return {
             name: flat[offset : offset + size].reshape(shape)
             for name, shape, size, offset in zip(self.names, self.shapes, self.sizes, self.offsets, strict=True)
         }
+
+
+class RecentViews:
+    """The views of the vectors used last, so that vectors that take turns are not cut up anew at each."""
+
+    def __init__(self, layout: ParameterLayout, kept: int = 2) -> None:
+        self._layout = layout
+        self._recent: deque[tuple[NDArray[Any], dict[str, NDArray[Any]]]] = deque(maxlen=kept)
+
+    def __call__(self, flat: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """`layout.views(flat)`: the same mapping as before if this very array is among the recent ones."""
+        for known, views in self._recent:
+            if known is flat:
+                return views
+        views = self._layout.views(flat)
+        self._recent.append((flat, views))
+        return views
 
 
 def weights_sha256(flat: NDArray[Any]) -> str:

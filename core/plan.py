@@ -1,0 +1,183 @@
+"""A plan: a graph as two lists of calls, forward and backward, on buffers that are allocated once.
+
+Forward runs the nodes in topological order. Backward runs them in reverse: every node has then received the error
+signals of all its children, and sends each parent its message. The first message that arrives at a node is written
+where its error signal lies, later ones are added to it. What data alone determines receives no message.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import GraphError
+from .graph import Graph, Input, Node
+from .storage import Array, Shape, Storage
+
+Call = tuple[Callable[..., Any], list[Any]]
+Views = Mapping[str, Array]
+
+
+class Place:
+    """Where the calls refer to an array that the caller provides, and may exchange from one run to the next."""
+
+    def __init__(self, name: str, shape: Shape, dtype: np.dtype[Any]) -> None:
+        self.name, self.shape, self.dtype = name, shape, dtype
+        self._uses: list[tuple[list[Any], int]] = []
+        self._array: Array | None = None
+
+    def bind(self, array: Array) -> None:
+        """Let the calls use `array`; raises GraphError where its shape or dtype is another."""
+        if array is self._array:
+            return
+        if array.shape != self.shape or array.dtype != self.dtype:
+            got, expected = f"{array.dtype} {array.shape}", f"{self.dtype} {self.shape}"
+            raise GraphError(f"an array of {expected} is wanted, not one of {got}", (self.name,))
+        self._array = array
+        for arguments, position in self._uses:
+            arguments[position] = array
+
+    def used_in(self, arguments: list[Any], position: int) -> None:
+        """Remember that the place stands at `position` among the arguments of a call."""
+        self._uses.append((arguments, position))
+
+
+class Plan:
+    """The calls that compute `graph` for `rows` rows.
+
+    `outputs` and `loss` are the nodes that `forward` can be asked for, whose values may be read afterwards; `loss` is the
+    scalar that `backward` differentiates. Bind every place before a run: `inputs` and `parameters`, and for
+    `backward` `gradients`, whose arrays it overwrites.
+    """
+
+    def __init__(self, graph: Graph, rows: int, storage: Storage, outputs: Sequence[str], loss: str) -> None:
+        self._graph, self._storage, self._outputs, self._loss = graph, storage, (*outputs, loss), loss
+        self._values: dict[str, Array | Place] = {}
+        self._workspaces: dict[str, tuple[Array, ...]] = {}
+        self.inputs: dict[str, Place] = {}
+        self.parameters: dict[str, Place] = {}
+        self.gradients: dict[str, Place] = {}
+        self._bound_parameters: Views | None = None
+        self._bound_gradients: Views | None = None
+        storage.start_plan(rows)
+        calls = self._plan_forward()
+        self._forward = {
+            output: [call for name, call in calls.items() if name in graph.ancestors(output)]
+            for output in self._outputs
+        }
+        self._backward = self._plan_backward()
+
+    def forward(self, output: str) -> Array:
+        """The value of `output`, one of the plan's: an array that the next run overwrites."""
+        for function, arguments in self._forward[output]:
+            function(*arguments)
+        value = self._values[output]
+        assert isinstance(value, np.ndarray)
+        return value
+
+    def value(self, output: str) -> Array:
+        """The value of one of the plan's outputs that the last run has passed through."""
+        value = self._values[output]
+        assert isinstance(value, np.ndarray)
+        return value
+
+    def backward(self) -> None:
+        """Write the gradient of the loss, as the last `forward(loss)` left it, into the places of `gradients`."""
+        for function, arguments in self._backward:
+            function(*arguments)
+
+    def bind_parameters(self, views: Views) -> None:
+        """Compute with these arrays, by name; nothing is to be done if they are the mapping bound last."""
+        if views is not self._bound_parameters:
+            self._bound_parameters = views
+            for name, place in self.parameters.items():
+                place.bind(views[name])
+
+    def bind_gradients(self, views: Views) -> None:
+        """Let `backward` write into these arrays, by name."""
+        if views is not self._bound_gradients:
+            self._bound_gradients = views
+            for name, place in self.gradients.items():
+                place.bind(views[name])
+
+    def _plan_forward(self) -> dict[str, Call]:
+        calls: dict[str, Call] = {}
+        graph, storage = self._graph, self._storage
+        for name in graph.order:
+            node, shape = graph[name], graph.shapes[name]
+            if not isinstance(node, Node):
+                dtype = node.dtype if isinstance(node, Input) else None
+                place = Place(name, storage.shape(shape), np.dtype(dtype or storage.dtype))
+                (self.inputs if isinstance(node, Input) else self.parameters)[name] = place
+                self._values[name] = place
+                continue
+            if self._may_overwrite_parent(node):
+                self._values[name] = self._values[node.parents[0]]
+            else:
+                self._values[name] = storage.buffer(shape, node.operation.dtype)
+            storage.start_node()
+            self._workspaces[name] = node.operation.workspace(storage, *(graph.shapes[p] for p in node.parents))
+            calls[name] = self._call(node.operation.forward, *self._operands(node))
+        return calls
+
+    def _may_overwrite_parent(self, node: Node) -> bool:
+        """Whether nobody will miss the value of the parent if the node writes its own over it."""
+        if not node.operation.elementwise or node.operation.reads_parents:
+            return False
+        parent = self._graph[node.parents[0]]
+        return (
+            isinstance(parent, Node)
+            and len(self._graph.children[parent.name]) == 1
+            and parent.name not in self._outputs
+            and not parent.operation.reads_output
+        )
+
+    def _plan_backward(self) -> list[Call]:
+        graph, storage = self._graph, self._storage
+        calls: list[Call] = []
+        learned = graph.descendants(*(parameter.name for parameter in graph.parameters))
+        concerned = learned & graph.ancestors(self._loss)
+        signals: dict[str, Array | Place] = {self._loss: np.ones(storage.shape(graph.shapes[self._loss]))}
+        for node in (graph[name] for name in reversed(graph.order) if name in concerned):
+            if not isinstance(node, Node):
+                continue
+            derivatives = node.operation.derivatives(*(graph.shapes[parent] for parent in node.parents))
+            for parent, derivative in zip(node.parents, derivatives, strict=True):
+                if parent not in concerned or derivative is None:
+                    continue
+                operands = signals[node.name], *self._operands(node)
+                if parent not in signals:
+                    signals[parent] = self._place_of_signal(parent, node, signals[node.name], concerned)
+                    calls.append(self._call(derivative, signals[parent], *operands))
+                else:
+                    message, total = storage.message(graph.shapes[parent]), signals[parent]
+                    calls.append(self._call(derivative, message, *operands))
+                    calls.append(self._call(np.add, total, message, total))
+        for parameter in graph.parameters:
+            if parameter.name not in signals:
+                raise GraphError(f"{self._loss} does not depend on the parameter", (parameter.name,))
+        return calls
+
+    def _place_of_signal(
+        self, parent: str, child: Node, child_signal: Array | Place, concerned: frozenset[str]
+    ) -> Array | Place:
+        """Where the error signal of `parent` is accumulated, `child` being the first to send a message."""
+        shape = self._storage.shape(self._graph.shapes[parent])
+        if parent in self.parameters:
+            self.gradients[parent] = Place(parent, shape, self._storage.dtype)
+            return self.gradients[parent]
+        senders = [name for name in self._graph.children[parent] if name in concerned]
+        if child.operation.elementwise and len(senders) == 1 and child.name != self._loss:
+            return child_signal  # the child's own error signal has done its work then
+        return self._storage.buffer(self._graph.shapes[parent])
+
+    def _operands(self, node: Node) -> tuple[Array | Place, ...]:
+        """What the node's functions work on: its value, its parents' values, its workspace."""
+        return self._values[node.name], *(self._values[parent] for parent in node.parents), *self._workspaces[node.name]
+
+    def _call(self, function: Callable[..., Any], *operands: Array | Place) -> Call:
+        arguments: list[Any] = list(operands)
+        for position, operand in enumerate(operands):
+            if isinstance(operand, Place):
+                operand.used_in(arguments, position)
+        return function, arguments
