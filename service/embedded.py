@@ -6,13 +6,13 @@ Every port is a free one or a setting, every address loopback, every path absolu
 import json
 import os
 import secrets
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-LOOPBACK = "127.0.0.1"
+from service.ports import LOOPBACK, free_port
+
 OBJECT_STORE_BYTES = 512 * 1024**2
 BLAS_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -25,26 +25,6 @@ class Command:
     environment: dict[str, str]
     folder: Path
     remove: Path | None = None
-
-
-def free_port(host: str = LOOPBACK) -> int:
-    """A port that nothing listens on at this moment."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.bind((host, 0))
-        return int(listener.getsockname()[1])
-
-
-def is_free(host: str, port: int) -> bool:
-    """Can `port` be listened on? Ports that a closed connection still lingers on can."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def ray_environment(environ: Mapping[str, str], token: str) -> dict[str, str]:

@@ -62,6 +62,11 @@ def descendants(root: int) -> dict[int, int]:
     return found
 
 
+def child_of(pid: int) -> int | None:
+    """The first child of `pid`: a launcher's command."""
+    return next(iter(descendants(pid)), None)
+
+
 def kill(pid: int, parent: int) -> None:
     """SIGKILL, unless `pid` has ended and the number has gone to a process with another parent."""
     try:
@@ -86,6 +91,17 @@ def kill_descendants() -> None:
         reap()
         time.sleep(pause)
         pause = min(2 * pause, 0.1)  # one may hang in the kernel for a while
+
+
+def kill_orphans(own: set[int]) -> None:
+    """SIGKILL to all children of this process but `own`, and to all that is below them, until none is left."""
+    me = os.getpid()
+    while orphans := [pid for pid, parent in descendants(me).items() if parent == me and pid not in own]:
+        for orphan in orphans:
+            for pid, parent in descendants(orphan).items():
+                kill(pid, parent)
+            kill(orphan, me)
+            os.waitpid(orphan, 0)
 
 
 def reap() -> dict[int, int]:

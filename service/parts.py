@@ -48,6 +48,15 @@ def write_parts(home: Path, parts: dict[str, Part], now: float) -> None:
     write_atomically(run_folder(home) / "status.json", content)
 
 
+def last_sign(home: Path) -> float | None:
+    """When the controller was last seen alive; None: never since the service was started."""
+    try:
+        checked_at: float = json.loads((run_folder(home) / "status.json").read_text())["checked_at"]
+    except FileNotFoundError:
+        return None
+    return checked_at
+
+
 def read_parts(home: Path, now: float) -> dict[str, Part]:
     """Every part of `PARTS`; those that nothing recent is known of are down."""
     try:
