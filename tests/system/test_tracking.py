@@ -237,7 +237,9 @@ def test_a_version_is_registered_once(
     assert found.tags[JOB_TAG] == registration.job_id
     assert found.tags["fallline.weights_sha256"] == registration.metadata["weights_sha256"]
     models = tracking.client.search_logged_models([run.experiment_id])
-    assert {m.model_id for m in models} >= {found.model_id}
+    assert {f"models:/{m.model_id}" for m in models} >= {found.source}
+    linked = [json.loads(m.tags["mlflow.modelVersions"]) for m in models]
+    assert sorted(link["version"] for links in linked for link in links) == [1, 2]
     assert [m.status.value for m in models] == ["READY", "READY"]
     outputs = tracking.client.get_run(run.run_id).outputs.model_outputs
     assert {(o.model_id, o.step) for o in outputs} == {(m.model_id, 120) for m in models}
@@ -275,7 +277,9 @@ def test_the_artifact_holds_no_pickle_and_the_files_themselves(
 
     folder = Path(
         mlflow.artifacts.download_artifacts(
-            f"models:/{found.model_id}", dst_path=str(tmp_path), tracking_uri=tracking.client.tracking_uri
+            tracking.client.get_logged_model(found.source.removeprefix("models:/")).artifact_location,
+            dst_path=str(tmp_path),
+            tracking_uri=tracking.client.tracking_uri,
         )
     )
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
