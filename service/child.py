@@ -39,7 +39,11 @@ class Child:
 
     def poll(self) -> int | None:
         """The command's exit code (128 + signal for a killed one) once nothing of it is left, else None."""
-        return self._launcher.poll()
+        code = self._launcher.poll()
+        if code is None:
+            return None
+        self.end()  # of no use any more: one descriptor less
+        return code if code >= 0 else 128 - code  # the latter: the launcher itself was killed
 
     def end(self) -> None:
         """Asks it to end; what has not by the end of its grace is killed. Returns at once."""

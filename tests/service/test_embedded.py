@@ -1,0 +1,65 @@
+"""The commands of the embedded Ray and MLflow: loopback, ports of their own, nobody else's settings."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from service.embedded import mlflow_server, python_module, ray_environment, ray_head, without_ray
+from service.home import ServeError
+from service.ports import chosen_port, free_port, is_free, listens
+
+ENVIRON = {
+    "PATH": "/bin",
+    "RAY_ADDRESS": "10.0.0.1:6379",
+    "MLFLOW_TRACKING_URI": "http://elsewhere",
+    "OMP_NUM_THREADS": "8",
+}
+
+
+def test_ray_gets_our_settings_and_nobody_elses() -> None:
+    environment = ray_environment(ENVIRON, "secret")
+    assert environment["PATH"] == "/bin"
+    assert "RAY_ADDRESS" not in environment
+    assert (environment["RAY_AUTH_MODE"], environment["RAY_AUTH_TOKEN"]) == ("token", "secret")
+    assert {environment[f"{name}_NUM_THREADS"] for name in ("OMP", "OPENBLAS", "MKL")} == {"1"}
+    assert not [name for name in without_ray(environment) if name.startswith("RAY_")]
+
+
+def test_ray_stays_on_this_machine(tmp_path: Path) -> None:
+    command = ray_head(ray_environment({}, "secret"), 4321, tmp_path, 16)
+    assert Path(command.arguments[0]).exists()
+    assert "--node-ip-address=127.0.0.1" in command.arguments
+    assert "--port=4321" in command.arguments
+    assert '--resources={"worker_slots": 16}' in command.arguments
+    assert command.environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert command.remove == tmp_path
+    assert not [argument for argument in command.arguments if "secret" in argument]  # `ps` shows arguments to all
+
+
+def test_mlflow_keeps_to_its_folder_and_its_host(tmp_path: Path) -> None:
+    command = mlflow_server(ENVIRON, 4321, tmp_path)
+    assert f"--backend-store-uri=sqlite:///{tmp_path}/mlflow.db" in command.arguments
+    assert "--allowed-hosts=127.0.0.1:4321,localhost:4321" in command.arguments
+    assert command.folder == tmp_path
+    assert "MLFLOW_TRACKING_URI" not in command.environment
+    assert command.environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_our_processes_do_not_import_from_the_working_directory(tmp_path: Path) -> None:
+    assert python_module("service.app", {}, tmp_path).arguments[1:] == ["-P", "-m", "service.app"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_ports(host: str) -> None:
+    port = free_port(host)
+    assert is_free(host, port)
+    assert chosen_port("FALLLINE_PORT", host, port) == port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family):
+        assert listens(host, port)
+        assert not is_free(host, port)
+        with pytest.raises(ServeError, match=f"port {port} is in use: set FALLLINE_PORT"):
+            chosen_port("FALLLINE_PORT", host, port)
+        assert chosen_port("FALLLINE_PORT", host, 0) != port
+    assert not listens(host, port)
