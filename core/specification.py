@@ -50,9 +50,9 @@ def require_number(
     field: str, value: Any, *, above: float | None = None, least: float | None = None, below: float = math.inf
 ) -> None:
     """Refuse `value` unless it is a finite number with `above` < value, `least` <= value and value < `below`."""
-    bounds = [f"above {above:g}"] * (above is not None) + [f"of at least {least:g}"] * (least is not None)
-    bounds += [f"below {below:g}"] * (below < math.inf)
-    expected = " ".join(["a finite number", " and ".join(bounds)]).strip()
+    bounds = [("above", above), ("of at least", least), ("below", below if below < math.inf else None)]
+    limits = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+    expected = f"a finite number {limits}".strip()
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise SpecificationError(field, value, expected)
     if (above is not None and value <= above) or (least is not None and value < least) or value >= below:
