@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,6 @@ class Optimizer(ABC):
     def __init__(self, spec: OptimizerSpec) -> None:
         self.spec = spec
 
-    @abstractmethod
     def update(
         self,
         step: int,
@@ -71,8 +70,16 @@ class Optimizer(ABC):
         """Write the parameters and state after `step` (counted from 1) into `out_parameters` and `out_state`.
 
         All are one-dimensional, of one length and dtype, and do not overlap. `gradient` is used as scratch. Allocates
-        nothing.
+        nothing. What is not finite passes through without a warning: check the results.
         """
+        with np.errstate(all="ignore"):
+            self._update(step, learning_rate, parameters, gradient, state, out_parameters, *out_state)
+
+    @abstractmethod
+    def _update(
+        self, step: int, rate: float, w: Vector, g: Vector, old: Sequence[Vector], new_w: Vector, *new: Vector
+    ) -> None:
+        """The rule: `new_w` and `new` from the parameters `w`, the gradient `g` and the state `old`."""
 
 
 class SGD(Optimizer):
@@ -85,76 +92,96 @@ class SGD(Optimizer):
         super().__init__(spec)
         self.state_vectors = 1 if spec.momentum else 0
 
-    def update(
-        self,
-        step: int,
-        learning_rate: float,
-        parameters: Vector,
-        gradient: Vector,
-        state: Sequence[Vector],
-        out_parameters: Vector,
-        out_state: Sequence[Vector],
+    def _update(
+        self, step: int, rate: float, w: Vector, g: Vector, old: Sequence[Vector], new_w: Vector, *new: Vector
     ) -> None:
-        direction, scratch = gradient, out_parameters
-        if self.spec.weight_decay:
-            np.multiply(parameters, self.spec.weight_decay, out=scratch)
-            np.add(gradient, scratch, out=gradient)
-        if self.spec.momentum:
-            (old_velocity,), (velocity,) = state, out_state
-            np.multiply(old_velocity, self.spec.momentum, out=velocity)
-            np.add(velocity, gradient, out=velocity)
-            if self.spec.nesterov:
-                np.multiply(velocity, self.spec.momentum, out=scratch)
-                np.add(gradient, scratch, out=gradient)
+        spec, direction, scratch = self.spec, g, new_w
+        if spec.weight_decay:
+            _add_decay(g, w, spec.weight_decay, scratch)
+        if spec.momentum:
+            (v,) = new
+            np.multiply(old[0], spec.momentum, out=v)
+            np.add(v, g, out=v)
+            if spec.nesterov:
+                np.multiply(v, spec.momentum, out=scratch)
+                np.add(g, scratch, out=g)
             else:
-                direction = velocity
-        np.multiply(direction, learning_rate, out=gradient)
-        np.subtract(parameters, gradient, out=out_parameters)
+                direction = v
+        np.multiply(direction, rate, out=g)
+        np.subtract(w, g, out=new_w)
+
+
+class AdaGrad(Optimizer):
+    """AdaGrad (Duchi et al. 2011): g <- g + weight_decay w;  s <- s + g^2;  w <- w - rate g / (sqrt(s) + epsilon)."""
+
+    state_vectors = 1
+
+    def _update(
+        self, step: int, rate: float, w: Vector, g: Vector, old: Sequence[Vector], new_w: Vector, *new: Vector
+    ) -> None:
+        spec, scratch, (s,) = self.spec, new_w, new
+        if spec.weight_decay:
+            _add_decay(g, w, spec.weight_decay, scratch)
+        np.multiply(g, g, out=scratch)
+        np.add(old[0], scratch, out=s)
+        _descend(g, s, rate, w, spec.epsilon, new_w)
+
+
+class RMSProp(Optimizer):
+    """RMSprop (Tieleman and Hinton 2012), beta2 being the decay of the mean of squares.
+
+    g <- g + weight_decay w;  s <- beta2 s + (1 - beta2) g^2;  w <- w - rate g / (sqrt(s) + epsilon).
+    """
+
+    state_vectors = 1
+
+    def _update(
+        self, step: int, rate: float, w: Vector, g: Vector, old: Sequence[Vector], new_w: Vector, *new: Vector
+    ) -> None:
+        spec, scratch, (s,) = self.spec, new_w, new
+        if spec.weight_decay:
+            _add_decay(g, w, spec.weight_decay, scratch)
+        np.multiply(g, g, out=scratch)
+        np.multiply(scratch, 1 - spec.beta2, out=scratch)
+        np.multiply(old[0], spec.beta2, out=s)
+        np.add(s, scratch, out=s)
+        _descend(g, s, rate, w, spec.epsilon, new_w)
 
 
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015, algorithm 1): the mean of gradients over the root of the mean of their squares.
 
-    g <- g + weight_decay w;  m <- b1 m + (1 - b1) g;  s <- b2 s + (1 - b2) g^2;
-    w <- w - rate (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + epsilon).
+    g <- g + weight_decay w;  m <- beta1 m + (1 - beta1) g;  s <- beta2 s + (1 - beta2) g^2;
+    w <- w - rate (m / (1 - beta1^step)) / (sqrt(s / (1 - beta2^step)) + epsilon).
     """
 
     state_vectors = 2
-    decoupled: ClassVar[bool] = False  # weight decay: through the gradient and its moments, or beside them
+    decoupled = False  # whether weight decay goes beside the gradient and its moments, not through them
 
-    def update(
-        self,
-        step: int,
-        learning_rate: float,
-        parameters: Vector,
-        gradient: Vector,
-        state: Sequence[Vector],
-        out_parameters: Vector,
-        out_state: Sequence[Vector],
+    def _update(
+        self, step: int, rate: float, w: Vector, g: Vector, old: Sequence[Vector], new_w: Vector, *new: Vector
     ) -> None:
-        spec, scratch = self.spec, out_parameters
-        (old_mean, old_square), (mean, square) = state, out_state
+        spec, scratch, (m, s) = self.spec, new_w, new
         if spec.weight_decay and not self.decoupled:
-            np.multiply(parameters, spec.weight_decay, out=scratch)
-            np.add(gradient, scratch, out=gradient)
-        np.multiply(gradient, 1 - spec.beta1, out=scratch)
-        np.multiply(old_mean, spec.beta1, out=mean)
-        np.add(mean, scratch, out=mean)
-        np.multiply(gradient, gradient, out=gradient)
-        np.multiply(gradient, 1 - spec.beta2, out=gradient)
-        np.multiply(old_square, spec.beta2, out=square)
-        np.add(square, gradient, out=square)
+            _add_decay(g, w, spec.weight_decay, scratch)
+        np.multiply(g, 1 - spec.beta1, out=scratch)
+        np.multiply(old[0], spec.beta1, out=m)
+        np.add(m, scratch, out=m)
+        np.multiply(g, g, out=g)
+        np.multiply(g, 1 - spec.beta2, out=g)
+        np.multiply(old[1], spec.beta2, out=s)
+        np.add(s, g, out=s)
 
-        np.sqrt(square, out=gradient)
-        np.multiply(gradient, 1 / math.sqrt(1 - spec.beta2**step), out=gradient)
-        np.add(gradient, spec.epsilon, out=gradient)
-        np.divide(mean, gradient, out=gradient)
-        np.multiply(gradient, learning_rate / (1 - spec.beta1**step), out=gradient)
+        np.sqrt(s, out=g)
+        np.multiply(g, 1 / math.sqrt(1 - spec.beta2**step), out=g)
+        np.add(g, spec.epsilon, out=g)
+        np.divide(m, g, out=g)
+        np.multiply(g, rate / (1 - spec.beta1**step), out=g)
         if spec.weight_decay and self.decoupled:
-            np.multiply(parameters, 1 - learning_rate * spec.weight_decay, out=out_parameters)
-            np.subtract(out_parameters, gradient, out=out_parameters)
+            np.multiply(w, 1 - rate * spec.weight_decay, out=new_w)
+            np.subtract(new_w, g, out=new_w)
         else:
-            np.subtract(parameters, gradient, out=out_parameters)
+            np.subtract(w, g, out=new_w)
 
 
 class AdamW(Adam):
@@ -163,7 +190,28 @@ class AdamW(Adam):
     decoupled = True
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+def _add_decay(g: Vector, w: Vector, weight_decay: float, scratch: Vector) -> None:
+    """g <- g + weight_decay w: the gradient of the penalty weight_decay / 2 |w|^2 joins that of the loss."""
+    np.multiply(w, weight_decay, out=scratch)
+    np.add(g, scratch, out=g)
+
+
+def _descend(g: Vector, s: Vector, rate: float, w: Vector, epsilon: float, new_w: Vector) -> None:
+    """new_w = w - rate g / (sqrt(s) + epsilon); g is used up."""
+    np.sqrt(s, out=new_w)
+    np.add(new_w, epsilon, out=new_w)
+    np.divide(g, new_w, out=g)
+    np.multiply(g, rate, out=g)
+    np.subtract(w, g, out=new_w)
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "adagrad": AdaGrad,
+    "rmsprop": RMSProp,
+    "adam": Adam,
+    "adamw": AdamW,
+}
 
 
 def make_optimizer(spec: OptimizerSpec) -> Optimizer:

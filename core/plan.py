@@ -45,8 +45,8 @@ class Place:
 class Plan:
     """The calls that compute `graph` for `rows` rows.
 
-    `outputs` and `loss` are the nodes that `forward` can be asked for, whose values may be read afterwards; `loss` is the
-    scalar that `backward` differentiates. Bind every place before a run: `inputs` and `parameters`, and for
+    `forward` can be asked for `outputs` and `loss`, and their values may be read afterwards; `loss` is the scalar that
+    `backward` differentiates. Bind every place before a run: `inputs` and `parameters`, and for
     `backward` `gradients`, whose arrays it overwrites.
     """
 
