@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from .errors import ModelFileError, SpecificationError
-from .network import Network, NetworkSpec, parameter_count
+from .network import Network, NetworkSpec, network_graph, parameter_count, parameter_layout
 from .parameters import ParameterLayout, weights_sha256
 from .preprocessing import Preprocessing
 
@@ -179,7 +179,7 @@ def _read_weights(path: Path, network: NetworkSpec) -> npt.NDArray[Any]:
         size = path.stat().st_size
         if not expected < size < expected + _LARGEST_JSON:
             raise ModelFileError(WEIGHTS, f"{size} bytes; the network's parameters take {expected}")
-        layout = Network(network, 1).layout
+        layout = parameter_layout(network_graph(network))
         parameters = np.empty(layout.size, dtype=dtype)
         views = layout.views(parameters)
         with safetensors.safe_open(path, framework="numpy") as file:
