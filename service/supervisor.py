@@ -38,7 +38,7 @@ from service.settings import Settings
 from service.supervised_part import SupervisedPart
 
 API_FIRST_SECONDS = 3.0
-API_GRACE, CONTROLLER_GRACE, RAY_GRACE, MLFLOW_GRACE = 4.0, 4.0, 4.0, 3.0
+API_GRACE, CONTROLLER_GRACE, RAY_GRACE, MLFLOW_GRACE = 4.0, 4.0, 0.0, 3.0
 END_SECONDS = 10.0  # the longer of each pair, and what killing takes
 RAY_LOST = 75  # the controller's exit code when it has lost Ray
 SILENT_SECONDS = 60.0
