@@ -56,7 +56,7 @@ class IngestError(Exception):
 
 @dataclass(frozen=True)
 class IngestLimits:
-    """What one ingestion may use. `memory_bytes` is address space, of which Python and Arrow take 1 GiB."""
+    """What one ingestion may use. `memory_bytes` is address space, of which Python and Arrow take 0.3 GiB."""
 
     memory_bytes: int = 4 * _GIB
     cpu_seconds: int = 300
@@ -126,7 +126,7 @@ def _died(status: int, errors: str, limits: IngestLimits) -> IngestError:
     """What the subprocess's end means, where it could not say so itself."""
     if status == -signal.SIGXCPU:
         return _too_large(f"reading the file took more than {limits.cpu_seconds} s of processor time")
-    memory = ("MemoryError", "bad_alloc", "malloc of size", "Cannot allocate memory", "can't start new thread")
+    memory = ("MemoryError", "bad_alloc", "Cannot allocate", "Memory allocation", "failed to map", "start new thread")
     if status == -signal.SIGKILL or any(sign in errors for sign in memory):
         return out_of_memory(limits)
     tail = errors.strip().splitlines()[-1:] or ["no message"]
@@ -135,7 +135,7 @@ def _died(status: int, errors: str, limits: IngestLimits) -> IngestError:
 
 def out_of_memory(limits: IngestLimits) -> IngestError:
     """The memory limit was reached."""
-    return _too_large(f"reading the file needs more than the {limits.memory_bytes / _GIB:g} GiB of memory it may use")
+    return _too_large(f"reading the file needs more than the {limits.memory_bytes / _GIB:.3g} GiB of memory it may use")
 
 
 def _too_large(message: str) -> IngestError:
