@@ -133,6 +133,7 @@ def test_missing_values_may_be_errors() -> None:
     [
         ([{"age": 1, "city": "Ulm", "smoker": True, "visit": 1}], 0, "visit", "did you mean 'visits'"),
         ([{"age": 1, "city": "Ulm", "smoker": True}], 0, "visits", "every feature to be named"),
+        ([{"age": 1, "city": "Ulm", "smoker": True, "visits": 1, "risk": "low"}], 0, "risk", "no such column"),
         ([[1, "Ulm", True, 2], [1, "Ulm", True]], 1, None, "3 values"),
         ([[1, "Ulm", True, 2], [1, "Ulm", True, "two"]], 1, "visits", "'two'"),
         ([[1, "Ulm", True, "2"]], 0, "visits", "a number"),
@@ -220,6 +221,9 @@ def test_classes_given_hold_for_values_that_the_training_rows_lack() -> None:
     few = Preprocessing.fit(SPEC, columns, np.array([0, 1]), ("high", "low"))
     with pytest.raises(DataError, match="row 4, column 'risk': got 'none'"):
         few.transform_targets(columns, ALL)
+    numbers = Preprocessing.fit(replace(SPEC, targets=("cost",)), columns, ALL, (10.0, 20.0, 40.0))
+    with pytest.raises(DataError, match=r"row 2, column 'cost': got 30\.0"):
+        numbers.transform_targets(columns, ALL)
 
 
 def test_regression_targets_are_standardized_and_come_back_in_the_users_units() -> None:

@@ -124,6 +124,7 @@ BROKEN: dict[str, tuple[bytes, int | None, Any, str | None, int | None, str]] = 
     "cut off in a row": (b"a,b,c\n1,2,3\n4,5", 3, "c", "4,5", 1, "where the file ends"),
     "cut off in quotes": (b'a,b\n1,"x"\n2,"so mu', 3, "b", "so mu", 1, "is not closed before the file ends"),
     "cut off behind a quote": (b'a,b\n1,"x"\n2,"', 3, "b", "", 1, "is not closed before the file ends"),
+    "cut off in quotes, stray one": (b'a,b\n5" pipe,1\n2,"so', 3, "b", "so", 1, "is not closed before the file ends"),
     "open quote": (b'a,b\n1,"x\n2,y\n', 2, "b", "x\\n2,y\\n", 1, "is not closed before the file ends"),
     "open quote, stray one": (b'a,b\n5" pipe,1\n1,"x\n', 3, "b", "x\\n", 1, "is not closed before the file ends"),
     "open quote in the header": (b'a,"b\n1,2\n', 1, "b 1,2", "b\\n1,2\\n", 1, "is not closed"),
