@@ -10,8 +10,8 @@ from typing import Any
 from core.network import NetworkSpec
 from core.optimizers import OptimizerSpec
 from core.schedules import ScheduleSpec
-
 from worker.dataset import DataSpec
+from worker.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -149,3 +149,24 @@ class TrainerReport:
     outcome: str | None
     result: TrainingResult | None
     failure: TrainingFailure | None
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What workers and aggregator need to compute a job's steps: the training plan, its data prepared.
+
+    `network` is complete: its inputs are the prepared width. `steps` are those of all epochs, which the schedule spans.
+    """
+
+    folder: str  # of the prepared dataset
+    network: NetworkSpec
+    sampling: Sampling
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec
+    steps: int
+    threads_per_worker: int
+
+    @property
+    def shards(self) -> int:
+        """G, the number of data shards and of gradient slots."""
+        return self.sampling.shards

@@ -1,0 +1,112 @@
+"""The parameter aggregator: reduces a step's gradient slots in shard order and applies the optimizer."""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from core.network import initial_parameters, network_graph, parameter_layout
+from core.optimizers import make_optimizer
+from core.schedules import learning_rate
+from worker.errors import Diverged, StepRefused
+from worker.plan import ShardReport, StepPlan, StepReport
+from worker.reduction import clip_factor, mean_block, norm
+
+Array = NDArray[Any]
+REPORTS_KEPT = 64  # more than any trainer chains ahead
+
+
+class ParameterAggregator:
+    """Parameters, optimizer state and the best epoch's parameters of one job. `begin` first.
+
+    Updates are out of place: until a step is whole, the committed one is untouched.
+    """
+
+    def __init__(self) -> None:
+        self.committed = 0
+
+    def begin(self, plan: StepPlan, seed: int) -> Array:
+        """Take the job on, at step 0 with the initial parameters of `seed`; returns them, (P,)."""
+        threadpool_limits(plan.threads_per_worker, user_api="blas")
+        self._plan, self._optimizer = plan, make_optimizer(plan.optimizer)
+        self._blocks = parameter_layout(network_graph(plan.network)).blocks
+        parameters = initial_parameters(plan.network, seed)
+        vectors = 1 + self._optimizer.state_vectors
+        # Row 0 holds the parameters, the others the optimizer's state.
+        self._buffers = [np.zeros((vectors, parameters.size), parameters.dtype) for _ in range(2)]
+        self._buffers[0][0] = parameters
+        self._mean = np.empty_like(parameters)
+        self._best = parameters.copy()
+        self.committed = 0
+        self._reports: deque[StepReport] = deque(maxlen=REPORTS_KEPT)
+        return parameters
+
+    def end(self) -> None:
+        """Forget the job, and give its memory back."""
+        self.__dict__.clear()
+        self.committed = 0
+
+    def parameters(self, which: str = "current") -> Array:
+        """The committed parameters ("current") or the kept ones ("best"), (P,): read them before the next step."""
+        return self._best if which == "best" else self._buffers[self.committed % 2][0]
+
+    def committed_step(self) -> int:
+        """The last step that was applied; 0 before the first."""
+        return self.committed
+
+    def keep_best(self) -> None:
+        """Keep the committed parameters as the best."""
+        self._best[...] = self.parameters()
+
+    def apply(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> StepReport:
+        """Commit `step`, from the shards' gradients (P,) and reports, both in shard order.
+
+        Raises StepRefused unless `step` follows the committed one; Diverged, with nothing committed, when a loss or the
+        mean gradient is not finite.
+        """
+        if step != self.committed + 1:
+            raise StepRefused(step, self.committed)
+        weight = math.fsum(report.weight_sum for report in reports)
+        loss = 0.0
+        for report in reports:
+            loss += report.loss_sum
+        if not math.isfinite(loss):
+            raise Diverged(step, next((r.shard for r in reports if not math.isfinite(r.loss_sum)), None), "loss")
+        divisor = weight or 1.0
+        gradient_norm = norm([mean_block(gradients, block, divisor, self._mean[block]) for block in self._blocks])
+        if not math.isfinite(gradient_norm):
+            culprit = next((k for k, g in enumerate(gradients) if not np.isfinite(g).all()), None)
+            raise Diverged(step, culprit, "gradient")
+        rate = self._apply(step, clip_factor(gradient_norm, self._plan.optimizer.clip_norm))
+        self.committed = step
+        rows = sum(report.rows for report in reports)
+        committed = StepReport(step, rows, weight, loss / divisor, gradient_norm, rate)
+        self._reports.append(committed)
+        return committed
+
+    def reports_after(self, step: int) -> list[StepReport]:
+        """The reports of the steps committed after `step`, for who has missed them."""
+        return [report for report in self._reports if report.step > step]
+
+    def apply_parts(self, step: int, *parts: Any) -> tuple[Array, StepReport]:
+        """`apply` as a message: each shard's gradient in shard order, then each worker's tuple of reports."""
+        gradients = parts[: self._plan.shards]
+        reports = [report for worker in parts[self._plan.shards :] for report in worker]
+        report = self.apply(step, gradients, sorted(reports, key=lambda r: r.shard))
+        return self.parameters(), report
+
+    def _apply(self, step: int, factor: float) -> float:
+        plan = self._plan
+        rate = learning_rate(plan.schedule, plan.optimizer.learning_rate, step, plan.steps)
+        old, new = self._buffers[self.committed % 2], self._buffers[step % 2]
+        for block in self._blocks:
+            gradient = self._mean[block]
+            if factor != 1.0:
+                np.multiply(gradient, factor, out=gradient)
+            state, new_state = list(old[1:, block]), list(new[1:, block])
+            self._optimizer.update(step, rate, old[0, block], gradient, state, new[0, block], new_state)
+        return rate

@@ -1,0 +1,325 @@
+"""Ray, and nothing else: the one file that imports it.
+
+Ray places, starts, watches and restarts processes. All of ours are detached, named actors in one namespace, so that
+they outlive the controller and are found again by name; they are made ahead of need and used again for the next job.
+The plain classes they wrap know nothing of it.
+"""
+
+import logging
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import exceptions
+
+from worker.aggregator import ParameterAggregator
+from worker.errors import ClusterLost, RemoteLost, TrainerLost
+from worker.gradient_worker import GradientWorker
+from worker.object_exchange import ObjectExchange, Remote
+from worker.plan import StepPlan, TrainerReport, TrainingPlan
+from worker.recorder import Recorder
+from worker.trainer_host import Run
+
+log = logging.getLogger(__name__)
+NAMESPACE = "fallline"
+SLOT = "worker_slots"
+ANSWER_S = 10.0  # an idle actor that does not answer within this is taken for dead, and killed
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster has, and how many worker slots no job holds."""
+
+    cpus: int
+    worker_slots: int
+    free_worker_slots: int
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The actors of one job, by name."""
+
+    trainer: str
+    aggregator: str
+    workers: tuple[str, ...]
+
+
+class RayRemote:
+    """An actor as the exchange sees it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.handle = _actor(name)
+
+    def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
+        return getattr(self.handle, method).options(num_returns=returns).remote(*arguments)
+
+
+class RayTransport:
+    """References of Ray's object store. New workers' names are added to `recruits`."""
+
+    def __init__(self, recruits: list[str]) -> None:
+        self._recruits = recruits
+
+    def get(self, references: Sequence[Any]) -> list[Any]:
+        try:
+            return list(ray.get(list(references)))
+        except exceptions.RayActorError as error:
+            raise RemoteLost(str(error).split("\n")[0]) from error
+        except exceptions.RayTaskError as error:
+            if isinstance(error.cause, exceptions.RayActorError):
+                raise RemoteLost(str(error.cause).split("\n")[0]) from error
+            if isinstance(error.cause, Exception):
+                raise error.cause from error
+            raise
+        except (exceptions.ObjectLostError, exceptions.OwnerDiedError) as error:
+            raise RemoteLost(str(error).split("\n")[0]) from error
+
+    def is_alive(self, remote: Remote) -> bool:
+        return _answers(remote.name)
+
+    def is_ready(self, reference: Any) -> bool:
+        return bool(ray.wait([reference], timeout=0)[0])
+
+    def recruit(self) -> Remote:
+        name = _create(GradientWorker, {SLOT: 1})
+        self._recruits.append(name)
+        return RayRemote(name)
+
+
+class TrainerHost:
+    """The actor in which a job's trainer runs."""
+
+    def __init__(self) -> None:
+        self._run: Run | None = None
+        self._crew: Crew | None = None
+        self._workers: list[str] = []
+
+    def start(self, plan: TrainingPlan, attempt: int, crew: Crew, orphan_seconds: float) -> None:
+        """Begin; returns at once."""
+        self._crew, self._workers = crew, list(crew.workers)
+
+        def open_exchange(recorder: Recorder) -> Any:
+            def opened(steps: StepPlan, seed: int) -> ObjectExchange:
+                workers = [RayRemote(name) for name in crew.workers]
+                transport = RayTransport(self._workers)
+                return ObjectExchange(steps, seed, workers, RayRemote(crew.aggregator), transport, recorder.event)
+
+            return opened
+
+        self._run = Run(plan, attempt, len(crew.workers), open_exchange, orphan_seconds, self._abandon)
+
+    def poll(self, acknowledged: int) -> TrainerReport | None:
+        """The report; None when no job has been started here."""
+        return None if self._run is None else self._run.poll(acknowledged)
+
+    def cancel(self) -> None:
+        """Ask the job to end."""
+        if self._run is not None:
+            self._run.cancel()
+
+    def describe(self) -> tuple[str, int, Crew] | None:
+        """Job, attempt and crew, workers recruited since included; None when no job has been started here."""
+        if self._run is None or self._crew is None:
+            return None
+        crew = Crew(self._crew.trainer, self._crew.aggregator, tuple(self._workers))
+        return self._run.job_id, self._run.attempt, crew
+
+    def reset(self) -> None:
+        """Forget the job, which has ended."""
+        self._run = self._crew = None
+        self._workers = []
+
+    def _abandon(self) -> None:
+        """Nobody polls any more: end the crew, and this process with it."""
+        assert self._crew is not None
+        for name in (*self._workers, self._crew.aggregator):
+            _kill(name)
+        os._exit(1)
+
+
+class TrainerHandle:
+    """A started job, as the controller sees it. TrainerLost from any method when the trainer is gone."""
+
+    def __init__(self, job_id: str, attempt: int, crew: Crew) -> None:
+        self.job_id, self.attempt, self.crew = job_id, attempt, crew
+
+    def poll(self, acknowledged: int) -> TrainerReport:
+        """Where it stands. Updates up to number `acknowledged` are forgotten."""
+        report = self._call("poll", acknowledged)
+        if report is None or (report.job_id, report.attempt) != (self.job_id, self.attempt):
+            raise TrainerLost(self.job_id, self.attempt)
+        found: TrainerReport = report
+        return found
+
+    def cancel(self) -> None:
+        """Ask the job to end; its outcome will be `cancelled`, or another that came before."""
+        self._call("cancel")
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return ray.get(getattr(_actor(self.crew.trainer), method).remote(*arguments), timeout=ANSWER_S)
+        except (exceptions.RayActorError, RemoteLost) as error:
+            raise TrainerLost(self.job_id, self.attempt) from error
+        except exceptions.GetTimeoutError as error:
+            _kill(self.crew.trainer)
+            raise TrainerLost(self.job_id, self.attempt) from error
+        except exceptions.RayTaskError:
+            raise
+        except exceptions.RayError as error:
+            raise ClusterLost(str(error)) from error
+
+
+class Cluster:
+    """The controller's view: what there is, what runs, and a pool of actors that wait for jobs."""
+
+    def __init__(self, address: str, orphan_seconds: float) -> None:
+        """Join the cluster at `address`. Raises ClusterLost when there is none."""
+        self._orphan_seconds = orphan_seconds
+        try:
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
+        except (ConnectionError, RuntimeError, exceptions.RayError) as error:
+            raise ClusterLost(f"no cluster at {address}: {error}") from error
+        self._idle: dict[str, list[str]] = {"TrainerHost": [], "ParameterAggregator": [], "GradientWorker": []}
+        self._busy: dict[str, Crew] = {}  # by the trainer's name
+        self._find()
+
+    def capacity(self) -> Capacity:
+        """CPUs and worker slots of the whole cluster; slots of idle workers count as free."""
+        resources = ray.cluster_resources()
+        slots = int(resources.get(SLOT, 0))
+        held = sum(len(crew.workers) for crew in self._busy.values())
+        return Capacity(int(resources.get("CPU", 1)), slots, max(slots - held, 0))
+
+    def warm(self, trainers: int, workers: int) -> None:
+        """Make actors ahead, until so many of each wait."""
+        for kind, count in (("TrainerHost", trainers), ("ParameterAggregator", trainers), ("GradientWorker", workers)):
+            while len(self._idle[kind]) < count:
+                self._idle[kind].append(self._make(kind))
+
+    def start(self, plan: TrainingPlan, attempt: int, workers: int) -> TrainerHandle:
+        """Start the job on `workers` workers, from the pool as far as it goes."""
+        crew = Crew(
+            self._take("TrainerHost"),
+            self._take("ParameterAggregator"),
+            tuple(self._take("GradientWorker") for _ in range(workers)),
+        )
+        self._busy[crew.trainer] = crew
+        handle = TrainerHandle(plan.job_id, attempt, crew)
+        handle._call("start", plan, attempt, crew, self._orphan_seconds)
+        return handle
+
+    def running(self) -> list[TrainerHandle]:
+        """The jobs that were found running when this process joined, and those started since."""
+        found = []
+        for name in list(self._busy):
+            described = _describe(name)
+            if described is None:
+                self._forget(name)
+            else:
+                found.append(TrainerHandle(*described))
+        return found
+
+    def release(self, handle: TrainerHandle) -> None:
+        """Take the actors of a job that has ended back into the pool."""
+        described = _describe(handle.crew.trainer)
+        crew = handle.crew if described is None else described[2]
+        del self._busy[handle.crew.trainer]
+        if described is not None:
+            ray.get(_actor(crew.trainer).reset.remote(), timeout=ANSWER_S)
+            self._idle["TrainerHost"].append(crew.trainer)
+        for kind, names in (("ParameterAggregator", (crew.aggregator,)), ("GradientWorker", crew.workers)):
+            self._idle[kind] += [name for name in names if _answers(name)]
+
+    def kill(self, handle: TrainerHandle) -> None:
+        """End all of a job's processes, whatever they do: after it was lost, say."""
+        self._forget(handle.crew.trainer)
+
+    def pids(self, handle: TrainerHandle) -> dict[str, int]:
+        """The process of each of the job's actors, by the actor's name."""
+        described = _describe(handle.crew.trainer)
+        crew = handle.crew if described is None else described[2]
+        return {name: _pid(name) for name in (crew.trainer, crew.aggregator, *crew.workers)}
+
+    def close(self) -> None:
+        """Leave the cluster; everything there goes on."""
+        ray.shutdown()
+
+    def _find(self) -> None:
+        """Whatever an earlier controller left: trainers at work with their crews, and the rest as idle."""
+        names = set(ray.util.list_named_actors())
+        for name in sorted(names):
+            if name.startswith("TrainerHost-") and (described := _describe(name)) is not None:
+                self._busy[name] = described[2]
+        taken = {n for crew in self._busy.values() for n in (crew.trainer, crew.aggregator, *crew.workers)}
+        for name in sorted(names - taken):
+            kind = name.split("-")[0]
+            if kind in self._idle and _answers(name):
+                self._idle[kind].append(name)
+
+    def _forget(self, trainer: str) -> None:
+        crew = self._busy.pop(trainer, None)
+        for name in () if crew is None else (crew.trainer, crew.aggregator, *crew.workers):
+            _kill(name)
+
+    def _take(self, kind: str) -> str:
+        while self._idle[kind]:
+            name = self._idle[kind].pop()
+            if _answers(name):
+                return name
+        return self._make(kind)
+
+    def _make(self, kind: str) -> str:
+        if kind == "GradientWorker":
+            return _create(GradientWorker, {SLOT: 1})
+        return _create(TrainerHost if kind == "TrainerHost" else ParameterAggregator, {})
+
+
+def _create(kind: type, resources: dict[str, float]) -> str:
+    """A detached actor of class `kind`; returns its name. It may still be starting."""
+    name = f"{kind.__name__}-{uuid.uuid4().hex[:12]}"
+    options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0, "resources": resources}
+    ray.remote(kind).options(max_restarts=0, max_task_retries=0, **options).remote()
+    return name
+
+
+def _actor(name: str) -> Any:
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError as error:
+        raise RemoteLost(f"no actor {name}") from error
+
+
+def _answers(name: str) -> bool:
+    """Whether the actor is there and answers; one that hangs is killed."""
+    try:
+        ray.get(_actor(name).__ray_ready__.remote(), timeout=ANSWER_S)
+    except exceptions.GetTimeoutError:
+        _kill(name)
+        return False
+    except (exceptions.RayActorError, RemoteLost):
+        return False
+    return True
+
+
+def _describe(trainer: str) -> tuple[str, int, Crew] | None:
+    try:
+        found: tuple[str, int, Crew] | None = ray.get(_actor(trainer).describe.remote(), timeout=ANSWER_S)
+    except (exceptions.RayActorError, exceptions.GetTimeoutError, RemoteLost):
+        return None
+    return found
+
+
+def _pid(name: str) -> int:
+    found: int = ray.get(_actor(name).__ray_call__.remote(lambda _: os.getpid()), timeout=ANSWER_S)
+    return found
+
+
+def _kill(name: str) -> None:
+    try:
+        ray.kill(_actor(name), no_restart=True)
+    except RemoteLost:
+        return  # it is gone already

@@ -1,0 +1,98 @@
+"""What goes wrong in the data plane, as one tree. Raw arguments go to `Exception`: all of it survives pickling.
+
+WorkerError
+ ├─ Diverged         a loss or gradient stopped being a number
+ ├─ StepRefused      a step that does not follow the committed one
+ ├─ RemoteLost       a process of the exchange died
+ ├─ TooManyFailures  workers die faster than a job may go on with
+ ├─ Cancelled        the job was asked to stop
+ ├─ Orphaned         nobody has asked about the job for a while
+ ├─ TrainerLost      the trainer's process is gone
+ └─ ClusterLost      Ray itself is gone
+"""
+
+
+class WorkerError(Exception):
+    """Base of all errors of the data plane."""
+
+
+class Diverged(WorkerError):
+    """In `step` the `what` of `shard` was infinite or not a number; None: only the sum over the shards was."""
+
+    def __init__(self, step: int, shard: int | None, what: str) -> None:
+        super().__init__(step, shard, what)
+        self.step, self.shard, self.what = step, shard, what
+
+    def __str__(self) -> str:
+        place = "the sum over all shards" if self.shard is None else f"shard {self.shard}"
+        return f"step {self.step}: the {self.what} of {place} is not finite"
+
+
+class StepRefused(WorkerError):
+    """`step` was offered, but the committed one is `committed`."""
+
+    def __init__(self, step: int, committed: int) -> None:
+        super().__init__(step, committed)
+        self.step, self.committed = step, committed
+
+    def __str__(self) -> str:
+        return f"step {self.step} does not follow step {self.committed}, the committed one"
+
+
+class RemoteLost(WorkerError):
+    """A process that was called, or whose result was needed, has died."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"a process of the exchange died: {self.reason}"
+
+
+class TooManyFailures(WorkerError):
+    """`failures` workers were lost within `seconds`."""
+
+    def __init__(self, failures: int, seconds: float) -> None:
+        super().__init__(failures, seconds)
+        self.failures, self.seconds = failures, seconds
+
+    def __str__(self) -> str:
+        return f"{self.failures} workers were lost within {self.seconds:g} s"
+
+
+class Cancelled(WorkerError):
+    """The job was asked to stop."""
+
+
+class Orphaned(WorkerError):
+    """Nobody has polled the trainer for `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"nobody has asked about the job for {self.seconds:g} s"
+
+
+class TrainerLost(WorkerError):
+    """The trainer of a job's attempt is gone."""
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        super().__init__(job_id, attempt)
+        self.job_id, self.attempt = job_id, attempt
+
+    def __str__(self) -> str:
+        return f"the trainer of {self.job_id}, attempt {self.attempt}, is gone"
+
+
+class ClusterLost(WorkerError):
+    """Ray does not answer any more."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Ray is lost: {self.reason}"

@@ -1,0 +1,105 @@
+"""A worker: gradients and metric sums of whichever data shards it is given; it knows nothing of the others."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from core.network import Network
+from worker.dataset import open_prepared
+from worker.numerics import fingerprint
+from worker.plan import ShardReport, StepPlan
+from worker.sampling import evaluation_part
+
+Array = NDArray[Any]
+_EVALUATION_ROWS = 512  # rows evaluated at a time: bounds the planned buffers
+
+
+class GradientWorker:
+    """One job at a time: `attach`, then any shard of any step in any order, then `detach`."""
+
+    def __init__(self) -> None:
+        self._plan: StepPlan | None = None
+
+    def attach(self, plan: StepPlan) -> str:
+        """Map the prepared dataset and plan the network's buffers; returns the numerics fingerprint.
+
+        The BLAS of the whole process is held to `plan.threads_per_worker` threads from now on: the bits depend on it.
+        """
+        threadpool_limits(plan.threads_per_worker, user_api="blas")
+        prepared = open_prepared(plan.folder)
+        dtype = np.dtype(plan.network.dtype)
+        self._plan = plan
+        self._arrays = {split: prepared.arrays(split) for split in prepared.rows}
+        rows = max(plan.sampling.largest_part(), 1)
+        self._network = Network(plan.network, rows)
+        self._evaluator = Network(plan.network, _EVALUATION_ROWS)
+        features, targets, weights = self._arrays["train"]
+        target_dtype = targets.dtype if targets.dtype.kind == "i" else dtype
+        self._features = np.empty((rows, *features.shape[1:]), dtype)
+        self._targets = np.empty((rows, *targets.shape[1:]), target_dtype)
+        self._weights = None if weights is None else np.empty(rows, dtype)
+        self._orders: dict[int, tuple[int, Array]] = {}
+        return fingerprint()
+
+    def detach(self) -> None:
+        """Forget the job, and give its memory back."""
+        self.__dict__.clear()
+        self._plan = None
+
+    def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
+        """Overwrite `gradient` (P,) with the gradient of the summed, weighted loss over the shard's rows of `step`."""
+        rows = self._rows(step, shard)
+        count = len(rows)
+        features, targets, weights = self._arrays["train"]
+        x, y = self._features[:count], self._targets[:count]
+        _take(features, rows, x)
+        _take(targets, rows, y)
+        w = None
+        if weights is not None and self._weights is not None:
+            w = self._weights[:count]
+            _take(weights, rows, w)
+        loss = self._network.loss_and_gradient(parameters, gradient, x, y, w)
+        weight = float(count) if w is None else float(w.sum(dtype=np.float64))
+        return ShardReport(step, shard, count, weight, loss)
+
+    def gradients(self, step: int, shards: tuple[int, ...], parameters: Array) -> tuple[Any, ...]:
+        """The gradient of each of `shards`, and last the tuple of their reports: one message each."""
+        found = [np.empty_like(parameters) for _ in shards]
+        reports = tuple(
+            self.gradient(step, shard, parameters, gradient) for shard, gradient in zip(shards, found, strict=True)
+        )
+        return (*found, reports)
+
+    def evaluate(self, split: str, shard: int, parameters: Array) -> NDArray[np.float64]:
+        """The metric sums of the shard's rows of `split` (core.metrics)."""
+        assert self._plan is not None
+        features, targets, weights = self._arrays[split]
+        part = evaluation_part(len(features), self._plan.shards, shard)
+        dtype = self._features.dtype
+        x = np.ascontiguousarray(features[part], dtype)
+        y = np.ascontiguousarray(targets[part], self._targets.dtype)
+        w = None if weights is None else np.ascontiguousarray(weights[part], dtype)
+        return self._evaluator.evaluate(parameters, x, y, w)
+
+    def evaluations(self, split: str, shards: tuple[int, ...], parameters: Array) -> list[NDArray[np.float64]]:
+        """`evaluate` for each of `shards`."""
+        return [self.evaluate(split, shard, parameters) for shard in shards]
+
+    def _rows(self, step: int, shard: int) -> Array:
+        assert self._plan is not None
+        sampling = self._plan.sampling
+        epoch = sampling.epoch_of(step)
+        known = self._orders.get(shard)
+        if known is None or known[0] != epoch:
+            self._orders[shard] = known = (epoch, sampling.order(epoch, shard))
+        return known[1][sampling.part(step, shard)]
+
+
+def _take(source: Array, rows: Array, out: Array) -> None:
+    """Rows of `source` into `out`. mode="clip": the default checks the indexes first and buffers the output."""
+    if source.dtype == out.dtype:
+        np.take(source, rows, axis=0, out=out, mode="clip")
+    else:
+        out[...] = source[rows]

@@ -1,0 +1,33 @@
+"""Which build computes here: the weights' hash holds for equal fingerprints.
+
+NumPy and its BLAS choose kernels by the processor, and kernels round differently. The fingerprint names versions and
+kernel, and proves the bits themselves by a digest of fixed products, exponentials and sums.
+"""
+
+import hashlib
+from functools import cache
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+
+@cache
+def fingerprint() -> str:
+    """`numpy-<version>/<blas>-<version>-<kernel>/<16 hex digits>`, of this process."""
+    blas: dict[str, Any] = next((info for info in threadpool_info() if info["user_api"] == "blas"), {})
+    kernel = f"{blas.get('internal_api')}-{blas.get('version')}-{blas.get('architecture')}"
+    return f"numpy-{np.__version__}/{kernel}/{_digest()}"
+
+
+def _digest() -> str:
+    """Of values that exercise the kernels a step uses, in float32, from a formula and not from a random generator."""
+    ramp = np.arange(1, 96 * 192 + 1, dtype=np.float64)
+    a = np.sin(ramp * 0.7).astype(np.float32).reshape(96, 192)
+    b = np.cos(ramp * 1.3).astype(np.float32).reshape(192, 96)
+    digest = hashlib.sha256()
+    products, functions = (a @ b, a.T @ b.T, b[:, :10].T @ a.T), (np.exp(a), np.tanh(a), np.sqrt(a * a))
+    for values in (*products, *functions, a.sum(axis=0), a.sum(axis=1)):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    digest.update(np.float32(np.dot(a.ravel(), a.ravel())).tobytes())
+    return digest.hexdigest()[:16]

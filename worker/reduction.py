@@ -1,0 +1,46 @@
+"""Sums over shards and over the parameter vector, in an order that no number of workers changes.
+
+Shards are added in shard order, element by element; what is reduced over the whole vector is reduced within fixed
+blocks (core.parameters.BLOCK), and the blocks' results are combined in order.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def mean_block(slots: Sequence[Array], block: slice, divisor: float, out: Array) -> float:
+    """Write the sum of `slots[block]` over the shards, divided by `divisor`, into `out`; returns its square sum.
+
+    The square sum is not finite exactly when a number in the block is not, or is beyond the root of the dtype's range:
+    finiteness and norm cost one pass.
+    """
+    with np.errstate(all="ignore"):
+        if len(slots) == 1:
+            np.multiply(slots[0][block], 1.0 / divisor, out=out)
+        else:
+            np.add(slots[0][block], slots[1][block], out=out)
+            for slot in slots[2:]:
+                np.add(out, slot[block], out=out)
+            np.multiply(out, 1.0 / divisor, out=out)
+        return float(np.dot(out, out))
+
+
+def norm(square_sums: Iterable[float]) -> float:
+    """The norm of a vector from the square sums of its blocks, combined in their order."""
+    total = 0.0
+    for square_sum in square_sums:
+        total += square_sum
+    return math.sqrt(total) if total >= 0 else math.nan
+
+
+def clip_factor(gradient_norm: float, clip_norm: float | None) -> float:
+    """What the mean gradient is multiplied by so that its norm is at most `clip_norm` (None: any)."""
+    if clip_norm is None or gradient_norm <= clip_norm:
+        return 1.0
+    return clip_norm / gradient_norm

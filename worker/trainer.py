@@ -1,0 +1,168 @@
+"""The job's loop: prepare, train epoch by epoch, keep the best, evaluate. It knows its exchange by protocol alone."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from core.metrics import metrics
+from core.model_file import Model, model_bytes
+from worker.dataset import PreparedDataset, prepare
+from worker.errors import Cancelled, Orphaned
+from worker.exchange import Exchange
+from worker.plan import StepPlan, StepReport, TrainingPlan, TrainingResult
+from worker.recorder import LossLog, Recorder
+from worker.sampling import Sampling
+from worker.stopping import StoppingState, decide
+
+CHUNK_S = 0.2  # how long the trainer lets the exchange run before it looks around
+_SMOOTHING = 0.3  # of the examples per second, from chunk to chunk
+
+OpenExchange = Callable[[StepPlan, int], Exchange]  # step plan, seed
+
+
+class Trainer:
+    """One attempt at one job. `run` is called once; `cancel` from another thread."""
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        recorder: Recorder,
+        open_exchange: OpenExchange,
+        orphan_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._plan, self._recorder, self._open, self._clock = plan, recorder, open_exchange, clock
+        self._orphan_seconds = orphan_seconds
+        self._cancelled, self._began = False, clock()
+        self._rate = 0.0  # examples a second
+
+    def cancel(self) -> None:
+        """Ask `run` to raise Cancelled soon."""
+        self._cancelled = True
+
+    def run(self) -> TrainingResult:
+        """The trained model. Raises Diverged, TooManyFailures, Cancelled, Orphaned, and what `prepare` raises."""
+        self._recorder.progress(phase="preparing", epochs=self._plan.epochs)
+        prepared = prepare(self._plan.data)
+        self._look_around()
+        steps = self._step_plan(prepared)
+        exchange = self._open(steps, self._plan.seed)
+        try:
+            self._recorder.progress(phase="training", steps=steps.steps, workers=exchange.workers)
+            best_epoch, stopped, epoch, step = self._train(exchange, steps, prepared)
+            self._recorder.progress(phase="evaluating", eta_seconds=None)
+            which = "current" if best_epoch is None else "best"
+            final = self._evaluate(exchange, prepared, which)
+            for name, value in final.items():
+                if name.startswith("test_"):
+                    self._recorder.point(name, step, value)
+            parameters = exchange.parameters(which)
+            numerics, failures = exchange.numerics, exchange.failures
+        finally:
+            exchange.close()
+        model = Model(
+            steps.network, prepared.preprocessing, parameters, self._plan.spec, self._plan.data.dataset_sha256
+        )
+        return TrainingResult(
+            weights_sha256=model.weights_sha256,
+            model_sha256=model.model_sha256,
+            numerics=numerics,
+            parameters=parameters.size,
+            steps=step,
+            epochs=epoch,
+            worker_failures=failures,
+            best_epoch=best_epoch,
+            stopped_early=stopped,
+            metrics=final,
+            signature=prepared.preprocessing.signature(),
+            input_example=model.input_example,
+            files=model_bytes(model),
+        )
+
+    def _step_plan(self, prepared: PreparedDataset) -> StepPlan:
+        plan, fitted = self._plan, prepared.preprocessing
+        sampling = Sampling(prepared.rows["train"], plan.batch_size, plan.shards, plan.seed)
+        network = replace(plan.network, inputs=fitted.width, outputs=fitted.outputs)
+        steps = plan.epochs * sampling.steps_per_epoch
+        return StepPlan(
+            str(prepared.folder), network, sampling, plan.optimizer, plan.schedule, steps, plan.threads_per_worker
+        )
+
+    def _train(
+        self, exchange: Exchange, steps: StepPlan, prepared: PreparedDataset
+    ) -> tuple[int | None, str | None, int, int]:
+        """Best epoch (None: the last one counts), why it stopped early (None: it did not), last epoch, last step."""
+        rule = self._plan.early_stopping if prepared.rows["validation"] else None
+        self._began = self._clock()
+        state, losses = StoppingState(), LossLog(self._recorder, self._plan.log_every_steps, steps.steps)
+        per_epoch = steps.sampling.steps_per_epoch
+        for epoch in range(1, self._plan.epochs + 1):
+            for report in self._epoch(exchange, per_epoch):
+                losses.add(report)
+                self._progress(exchange, report, epoch, steps)
+            last = report
+            found = self._evaluate(exchange, prepared, "current", ("validation",))
+            for name, value in found.items():
+                self._recorder.point(name, last.step, value)
+            stopped = None
+            if rule is not None:
+                decision = decide(rule, state, epoch, found["validation_loss"])
+                state, stopped = decision.state, "early_stopping" if decision.stop else None
+                if decision.is_best:
+                    exchange.keep_best()
+            if stopped is None and self._is_over_time():
+                stopped = "max_seconds"
+            if stopped and last.step < steps.steps:
+                losses.flush(last)
+                return state.best_epoch, stopped, epoch, last.step
+        return state.best_epoch, None, self._plan.epochs, steps.steps
+
+    def _epoch(self, exchange: Exchange, count: int) -> Iterator[StepReport]:
+        """Run an epoch's steps in chunks of about CHUNK_S; between chunks the trainer looks around."""
+        done, chunk = 0, 1
+        while done < count and not (done and self._is_over_time()):
+            self._look_around()
+            began = self._clock()
+            reports = exchange.run_steps(min(chunk, count - done))
+            seconds = max(self._clock() - began, 1e-9)
+            rate = sum(report.rows for report in reports) / seconds
+            self._rate = rate if self._rate == 0 else self._rate + _SMOOTHING * (rate - self._rate)
+            done += len(reports)
+            chunk = max(1, min(4 * chunk, round(CHUNK_S * len(reports) / seconds)))
+            yield from reports
+
+    def _is_over_time(self) -> bool:
+        return self._plan.max_seconds is not None and self._clock() - self._began > self._plan.max_seconds
+
+    def _progress(self, exchange: Exchange, report: StepReport, epoch: int, steps: StepPlan) -> None:
+        rows_left = (self._plan.epochs - report.step / steps.sampling.steps_per_epoch) * steps.sampling.rows
+        self._recorder.progress(
+            epoch=epoch,
+            step=report.step,
+            examples_per_second=self._rate,
+            eta_seconds=max(rows_left, 0.0) / self._rate if self._rate else None,
+            workers=exchange.workers,
+        )
+
+    def _evaluate(
+        self,
+        exchange: Exchange,
+        prepared: PreparedDataset,
+        which: str,
+        splits: tuple[str, ...] = ("validation", "test"),
+    ) -> dict[str, float]:
+        """The metrics of those `splits` that have rows, by name with the split's name before it."""
+        found = {}
+        for split in splits:
+            if prepared.rows[split]:
+                sums = exchange.evaluate(split, which)
+                scales = prepared.preprocessing.target_scales
+                for name, value in metrics(self._plan.network.loss, sums, scales).items():
+                    found[f"{split}_{name}"] = value
+        return found
+
+    def _look_around(self) -> None:
+        if self._cancelled:
+            raise Cancelled
+        if self._orphan_seconds is not None and time.monotonic() - self._recorder.heard_at > self._orphan_seconds:
+            raise Orphaned(self._orphan_seconds)

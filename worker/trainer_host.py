@@ -1,0 +1,82 @@
+"""The process around trainers: runs one job's loop in a thread, answers polls, and turns how it ended into a report."""
+
+import errno
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable
+
+from core.errors import CoreError
+from worker.dataset import DatasetError
+from worker.errors import Cancelled, Diverged, Orphaned, TooManyFailures
+from worker.plan import TrainerReport, TrainingFailure, TrainingPlan, TrainingResult
+from worker.recorder import Recorder
+from worker.trainer import OpenExchange, Trainer
+
+log = logging.getLogger(__name__)
+DIVERGENCE_HINT = "lower optimizer.learning_rate, or set optimizer.clip_norm (1.0 is a good start)"
+
+
+class Run:
+    """One attempt at one job, in a thread of its own. `abandoned` is called when nobody polls it any more."""
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        attempt: int,
+        workers: int,
+        open_exchange: Callable[[Recorder], OpenExchange],
+        orphan_seconds: float,
+        abandoned: Callable[[], None],
+    ) -> None:
+        self.job_id, self.attempt = plan.job_id, attempt
+        self._recorder, self._abandoned = Recorder(workers), abandoned
+        self._trainer = Trainer(plan, self._recorder, open_exchange(self._recorder), orphan_seconds)
+        self._outcome: str | None = None
+        self._result: TrainingResult | None = None
+        self._failure: TrainingFailure | None = None
+        threading.Thread(target=self._run, name=f"train-{plan.job_id}", daemon=True).start()
+
+    def poll(self, acknowledged: int) -> TrainerReport:
+        """Where it stands, and what has not been acknowledged yet."""
+        outcome = self._outcome  # read first: what is recorded before the end is then in the report that tells of it
+        progress, metrics, first, updates = self._recorder.read(acknowledged)
+        return TrainerReport(
+            self.job_id, self.attempt, progress, metrics, first, updates, outcome, self._result, self._failure
+        )
+
+    def cancel(self) -> None:
+        """Ask it to end as `cancelled`."""
+        self._trainer.cancel()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._trainer.run()
+            self._outcome = "succeeded"
+        except Cancelled:
+            self._outcome = "cancelled"
+        except Orphaned as error:
+            log.warning("%s attempt %d: %s", self.job_id, self.attempt, error)
+            self._abandoned()
+        except Exception as error:
+            self._failure = failure_of(error)
+            self._outcome = "failed"
+
+
+def failure_of(error: Exception) -> TrainingFailure:
+    """Why a job failed, in words for its user; what nobody foresaw gets an id that the log carries."""
+    if isinstance(error, Diverged):
+        details = {"step": error.step, "shard": error.shard, "hint": DIVERGENCE_HINT, "last_good_step": error.step - 1}
+        return TrainingFailure("diverged", f"{error}; {DIVERGENCE_HINT}", details)
+    if isinstance(error, TooManyFailures):
+        return TrainingFailure("worker_failures", str(error), {"failures": error.failures})
+    if isinstance(error, CoreError | DatasetError):
+        return TrainingFailure("invalid_dataset", str(error), {})
+    if isinstance(error, MemoryError):
+        return TrainingFailure("out_of_memory", "the trainer's memory does not suffice", {})
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return TrainingFailure("disk_full", str(error), {})
+    number = uuid.uuid4().hex[:12]
+    log.error("failure %s in process %d", number, os.getpid(), exc_info=error)
+    return TrainingFailure("internal", f"an unexpected error; the logs tell more under {number}", {"id": number})
