@@ -134,10 +134,11 @@ class Network:
         self._predictions = "predictions" if spec.loss == "cross_entropy" else "outputs"
         self._storage = Storage(spec.dtype)
         self._plans: OrderedDict[int, tuple[Plan, Array]] = OrderedDict()
-        self._parameter_views = RecentViews(self.layout)
-        self._gradient_views = RecentViews(self.layout)
+        self._parameter_views = RecentViews(self.layout, spec.dtype)
+        self._gradient_views = RecentViews(self.layout, spec.dtype)
         self._plan(rows)
 
+    @np.errstate(all="ignore")
     def loss_and_gradient(
         self,
         parameters: NDArray[Any],
@@ -158,11 +159,11 @@ class Network:
             return 0.0
         plan = self._bind(parameters, features, targets, weights)
         plan.bind_gradients(self._gradient_views(gradient))
-        with np.errstate(all="ignore"):
-            loss = plan.forward("loss")
-            plan.backward()
-        return float(loss)
+        loss = float(plan.forward("loss"))
+        plan.backward()
+        return loss
 
+    @np.errstate(all="ignore")
     def predict(self, parameters: NDArray[Any], features: NDArray[Any]) -> NDArray[Any]:
         """A fresh array (n, outputs) for any n: probabilities (cross_entropy) or values (squared_error)."""
         result = np.empty((len(features), self.spec.outputs), self.spec.dtype)
@@ -171,10 +172,10 @@ class Network:
             plan, _ = self._plan(part.stop - part.start)
             plan.bind_parameters(views)
             plan.inputs["features"].bind(features[part])
-            with np.errstate(all="ignore"):
-                result[part] = plan.forward(self._predictions)
+            result[part] = plan.forward(self._predictions)
         return result
 
+    @np.errstate(all="ignore")
     def evaluate(
         self,
         parameters: NDArray[Any],
@@ -187,9 +188,8 @@ class Network:
         for part in self._parts(len(features)):
             part_weights = None if weights is None else weights[part]
             plan = self._bind(parameters, features[part], targets[part], part_weights)
-            with np.errstate(all="ignore"):
-                loss = float(plan.forward("loss"))
-                sums += metric_sums(self.spec.loss, loss, plan.value("outputs"), targets[part], part_weights)
+            loss = float(plan.forward("loss"))
+            sums += metric_sums(self.spec.loss, loss, plan.value("outputs"), targets[part], part_weights)
         return sums
 
     def _parts(self, count: int) -> Iterator[slice]:

@@ -20,6 +20,10 @@ from .storage import ROWS, Array, Shape, Storage
 
 LocalDerivative = Callable[..., None]
 
+# Where a product with the transpose of W is slower than one with W and both vectors turned (measured with OpenBLAS).
+_FEW_ROWS = range(8, 49)
+_LARGE = 1 << 14
+
 
 class Operation(ABC):
     """What a node computes. Its attributes tell the planner which buffers may be shared."""
@@ -27,7 +31,7 @@ class Operation(ABC):
     elementwise = False  # one parent, of z's shape; `to_x` may be called with message and signal the same array
     reads_parents = True  # some local derivative needs the value of a parent
     reads_output = False  # some local derivative needs z
-    dtype: type[np.generic] | None = None  # of z; None: the plan's
+    dtype: type[np.generic] | None = None  # of z, if it is not the plan's: for a loss, the end of a graph
 
     @abstractmethod
     def shape(self, *parents: Shape) -> Shape:
@@ -60,25 +64,44 @@ class Affine(Operation):
         raise ValueError("expected x (rows, inputs), W (inputs, units), b (units,)")
 
     def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
-        return (storage.constant(1.0, (ROWS,)),)
+        (_, inputs), (_, units), _ = parents
+        return storage.constant(1.0, (ROWS,)), storage.scratch((units, ROWS)), storage.scratch((inputs, ROWS))
 
-    def forward(self, z: Array, x: Array, w: Array, b: Array, ones: Array) -> None:
+    def forward(self, z: Array, x: Array, w: Array, b: Array, *_: Array) -> None:
         np.matmul(x, w, out=z)
         np.add(z, b, out=z)
 
     def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
         return self.to_x, self.to_w, self.to_b
 
-    def to_x(self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, ones: Array) -> None:
-        np.matmul(signal, w.T, out=message)
+    def to_x(
+        self,
+        message: Array,
+        signal: Array,
+        z: Array,
+        x: Array,
+        w: Array,
+        b: Array,
+        ones: Array,
+        turned_signal: Array,
+        turned_message: Array,
+    ) -> None:
+        if len(signal) in _FEW_ROWS and w.size >= _LARGE:  # BLAS would spend longer on turning W than on the product
+            np.copyto(turned_signal, signal.T)
+            np.matmul(w, turned_signal, out=turned_message)
+            np.copyto(message, turned_message.T)
+        else:
+            np.matmul(signal, w.T, out=message)
 
-    def to_w(self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, ones: Array) -> None:
+    def to_w(self, message: Array, signal: Array, z: Array, x: Array, *_: Array) -> None:
         if len(x) == 1:  # BLAS is slow at an outer product
             np.multiply(x.T, signal, out=message)
         else:
             np.matmul(x.T, signal, out=message)
 
-    def to_b(self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, ones: Array) -> None:
+    def to_b(
+        self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, ones: Array, *_: Array
+    ) -> None:
         np.matmul(ones, signal, out=message)  # faster than a sum over the first axis
 
 

@@ -57,6 +57,7 @@ class Optimizer(ABC):
     def __init__(self, spec: OptimizerSpec) -> None:
         self.spec = spec
 
+    @np.errstate(all="ignore")
     def update(
         self,
         step: int,
@@ -72,8 +73,7 @@ class Optimizer(ABC):
         All are one-dimensional, of one length and dtype, and do not overlap. `gradient` is used as scratch. Allocates
         nothing. What is not finite passes through without a warning: check the results.
         """
-        with np.errstate(all="ignore"):
-            self._update(step, learning_rate, parameters, gradient, state, out_parameters, *out_state)
+        self._update(step, learning_rate, parameters, gradient, state, out_parameters, *out_state)
 
     @abstractmethod
     def _update(

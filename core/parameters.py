@@ -11,14 +11,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from .errors import GraphError
 
 # Elements a block. What is reduced over the whole vector is reduced block by block and combined in order: the borders
 # depend on the layout alone, so that the bits do not depend on how many workers share the blocks. Seven vectors of one
 # block (AdamW's) stay within a second-level cache of 1 MiB in float32.
-BLOCK = 1 << 15
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class ParameterLayout:
 class RecentViews:
     """The views of the vectors used last, so that vectors that take turns are not cut up anew at each."""
 
-    def __init__(self, layout: ParameterLayout, kept: int = 2) -> None:
-        self._layout = layout
+    def __init__(self, layout: ParameterLayout, dtype: DTypeLike, kept: int = 2) -> None:
+        self._layout, self._dtype = layout, np.dtype(dtype)
         self._recent: deque[tuple[NDArray[Any], dict[str, NDArray[Any]]]] = deque(maxlen=kept)
 
     def __call__(self, flat: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -70,6 +70,8 @@ class RecentViews:
         for known, views in self._recent:
             if known is flat:
                 return views
+        if flat.dtype != self._dtype:
+            raise GraphError(f"a vector of {self._dtype} is wanted, not one of {flat.dtype}", self._layout.names)
         views = self._layout.views(flat)
         self._recent.append((flat, views))
         return views

@@ -6,7 +6,7 @@ where its error signal lies, later ones are added to it. What data alone determi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -33,6 +33,10 @@ class Place:
         if array.shape != self.shape or array.dtype != self.dtype:
             got, expected = f"{array.dtype} {array.shape}", f"{self.dtype} {self.shape}"
             raise GraphError(f"an array of {expected} is wanted, not one of {got}", (self.name,))
+        self.exchange(array)
+
+    def exchange(self, array: Array) -> None:
+        """`bind`, for an array that is known to fit."""
         self._array = array
         for arguments, position in self._uses:
             arguments[position] = array
@@ -45,9 +49,9 @@ class Place:
 class Plan:
     """The calls that compute `graph` for `rows` rows.
 
-    `forward` can be asked for `outputs` and `loss`, and their values may be read afterwards; `loss` is the scalar that
-    `backward` differentiates. Bind every place before a run: `inputs` and `parameters`, and for
-    `backward` `gradients`, whose arrays it overwrites.
+    `forward` can be asked for `outputs` and `loss`, whose values may be read afterwards; `backward` differentiates
+    `loss`, or the sum of its elements. Bind every place before a run: `inputs` and `parameters`, and for `backward`
+    `gradients`, whose arrays it overwrites.
     """
 
     def __init__(self, graph: Graph, rows: int, storage: Storage, outputs: Sequence[str], loss: str) -> None:
@@ -71,15 +75,11 @@ class Plan:
         """The value of `output`, one of the plan's: an array that the next run overwrites."""
         for function, arguments in self._forward[output]:
             function(*arguments)
-        value = self._values[output]
-        assert isinstance(value, np.ndarray)
-        return value
+        return self.value(output)
 
     def value(self, output: str) -> Array:
         """The value of one of the plan's outputs that the last run has passed through."""
-        value = self._values[output]
-        assert isinstance(value, np.ndarray)
-        return value
+        return cast(Array, self._values[output])
 
     def backward(self) -> None:
         """Write the gradient of the loss, as the last `forward(loss)` left it, into the places of `gradients`."""
@@ -91,14 +91,14 @@ class Plan:
         if views is not self._bound_parameters:
             self._bound_parameters = views
             for name, place in self.parameters.items():
-                place.bind(views[name])
+                place.exchange(views[name])
 
     def bind_gradients(self, views: Views) -> None:
         """Let `backward` write into these arrays, by name."""
         if views is not self._bound_gradients:
             self._bound_gradients = views
             for name, place in self.gradients.items():
-                place.bind(views[name])
+                place.exchange(views[name])
 
     def _plan_forward(self) -> dict[str, Call]:
         calls: dict[str, Call] = {}
@@ -137,9 +137,9 @@ class Plan:
         calls: list[Call] = []
         learned = graph.descendants(*(parameter.name for parameter in graph.parameters))
         concerned = learned & graph.ancestors(self._loss)
-        signals: dict[str, Array | Place] = {self._loss: np.ones(storage.shape(graph.shapes[self._loss]))}
+        signals: dict[str, Array | Place] = {self._loss: np.ones_like(self.value(self._loss))}  # dL/dL
         for node in (graph[name] for name in reversed(graph.order) if name in concerned):
-            if not isinstance(node, Node):
+            if not isinstance(node, Node) or node.name not in signals:
                 continue
             derivatives = node.operation.derivatives(*(graph.shapes[parent] for parent in node.parents))
             for parent, derivative in zip(node.parents, derivatives, strict=True):
