@@ -6,6 +6,7 @@ Every port is a free one or a setting, every address loopback, every path absolu
 import json
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from service.ports import LOOPBACK, free_port
 
-OBJECT_STORE_BYTES = 512 * 1024**2
+OBJECT_STORE_BYTES = (128 * 1024**2, 2 * 1024**3)  # least and most; taken as it is used, not at the start
 BLAS_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -54,6 +55,12 @@ def new_token() -> str:
     return secrets.token_hex(32)
 
 
+def object_store_bytes() -> int:
+    """The object store's size: half of what /dev/shm has free, within bounds."""
+    least, most = OBJECT_STORE_BYTES
+    return max(least, min(most, shutil.disk_usage("/dev/shm").free // 2))
+
+
 def ray_head(environment: Mapping[str, str], port: int, folder: Path, worker_slots: int) -> Command:
     """A Ray head on `port`. `folder` must be short: below it lie sockets, whose paths end near 107 bytes.
 
@@ -69,7 +76,7 @@ def ray_head(environment: Mapping[str, str], port: int, folder: Path, worker_slo
         "max-worker-port": 0,
         "include-dashboard": "false",
         "include-log-monitor": "false",
-        "object-store-memory": OBJECT_STORE_BYTES,
+        "object-store-memory": object_store_bytes(),
         "resources": json.dumps({"worker_slots": worker_slots}),
         "temp-dir": folder,
     }
