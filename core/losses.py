@@ -24,11 +24,11 @@ class Softmax(Operation):
         return parents[0]
 
     def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
-        return storage.scratch(parents[0][::-1]), storage.scratch((ROWS,)), storage.constant(1.0, parents[0][1:])
+        return _softmax_workspace(storage, parents[0])
 
-    def forward(self, z: Array, x: Array, turned: Array, by_row: Array, ones: Array) -> None:
+    def forward(self, z: Array, x: Array, turned: Array, by_row: Array, spread: Array, ones: Array) -> None:
         _shift(z, x, turned, by_row)
-        _normalize(z, by_row, ones)
+        _normalize(z, by_row, spread, ones)
 
     def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
         return (None,)
@@ -48,59 +48,40 @@ class CrossEntropy(Operation):
         return (ROWS,)
 
     def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
-        (_, classes), rows = parents[0], storage.rows
-        starts = np.arange(rows, dtype=np.intp) * classes  # of the rows of p, within all of it
-        return (
-            storage.buffer((ROWS, classes)),
-            storage.buffer((ROWS,), np.intp),
-            starts,
-            storage.scratch((classes, ROWS)),
-            storage.scratch((ROWS,)),
-            storage.constant(1.0, (classes,)),
-        )
+        """p; where in p, taken as one vector, the targets' elements are; where its rows start; the softmax's."""
+        (_, classes), starts = parents[0], np.arange(storage.rows, dtype=np.intp) * parents[0][1]
+        p, at = storage.buffer((ROWS, classes)), storage.buffer((ROWS,), np.intp)
+        return p, at, starts, *_softmax_workspace(storage, parents[0])
 
-    def forward(
-        self,
-        z: Array,
-        x: Array,
-        t: Array,
-        p: Array,
-        at: Array,
-        starts: Array,
-        turned: Array,
-        by_row: Array,
-        ones: Array,
-    ) -> None:
+    def forward(self, z: Array, x: Array, t: Array, p: Array, at: Array, starts: Array, *softmax: Array) -> None:
+        turned, by_row, spread, ones = softmax
         np.copyto(at, t)
         np.add(at, starts, out=at)
         _shift(p, x, turned, by_row)
         p.reshape(-1).take(at, out=z, mode="clip")
-        _normalize(p, by_row, ones)
+        _normalize(p, by_row, spread, ones)
         np.log(by_row, out=by_row)
-        np.subtract(by_row, z, out=z)
+        np.subtract(by_row, z, out=z)  # ln(sum_j e^(x_j)) - x_t
 
     def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
         return self.to_x, None
 
     def to_x(
-        self,
-        message: Array,
-        signal: Array,
-        z: Array,
-        x: Array,
-        t: Array,
-        p: Array,
-        at: Array,
-        starts: Array,
-        turned: Array,
-        by_row: Array,
-        ones: Array,
+        self, message: Array, signal: Array, z: Array, x: Array, t: Array, p: Array, at: Array, *others: Array
     ) -> None:
-        np.multiply(p, signal[:, None], out=message)
+        _, _, by_row, *_ = others
+        np.copyto(message, signal[:, None])
+        np.multiply(message, p, out=message)
         elements = message.reshape(-1)
         elements.take(at, out=by_row, mode="clip")
         np.subtract(by_row, signal, out=by_row)
         elements[at] = by_row
+
+
+def _softmax_workspace(storage: Storage, shape: Shape) -> tuple[Array, ...]:
+    """Scratch of the transposed shape, of one number a row, and of the shape itself; ones to sum a row with."""
+    ones = storage.constant(1.0, shape[1:])
+    return storage.scratch(shape[::-1]), storage.scratch((ROWS,)), storage.scratch(shape), ones
 
 
 def _shift(z: Array, x: Array, turned: Array, maximum: Array) -> None:
@@ -110,14 +91,16 @@ def _shift(z: Array, x: Array, turned: Array, maximum: Array) -> None:
         np.maximum.reduce(turned, axis=0, out=maximum)
     else:
         np.maximum.reduce(x, axis=1, out=maximum)
-    np.subtract(x, maximum[:, None], out=z)
+    np.copyto(z, maximum[:, None])
+    np.subtract(x, z, out=z)
 
 
-def _normalize(z: Array, total: Array, ones: Array) -> None:
+def _normalize(z: Array, total: Array, spread: Array, ones: Array) -> None:
     """z = e^z / total with total the sum of e^z over each row."""
     np.exp(z, out=z)
     np.matmul(z, ones, out=total)
-    np.divide(z, total[:, None], out=z)
+    np.copyto(spread, total[:, None])
+    np.divide(z, spread, out=z)
 
 
 class SquaredError(Operation):
@@ -145,7 +128,8 @@ class SquaredError(Operation):
         return self.to_x, None
 
     def to_x(self, message: Array, signal: Array, z: Array, x: Array, t: Array, errors: Array, *_: Array) -> None:
-        np.multiply(errors, signal[:, None], out=message)
+        np.copyto(message, signal[:, None])
+        np.multiply(message, errors, out=message)
 
 
 LOSSES: dict[str, type[Operation]] = {"cross_entropy": CrossEntropy, "squared_error": SquaredError}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .activations import ACTIVATIONS
-from .errors import GraphError
+from .errors import GraphError, SpecificationError
 from .graph import AnyNode, Graph, Input, Node, Parameter
 from .initializers import INITIALIZERS
 from .losses import LOSSES, Softmax
@@ -42,6 +42,8 @@ class NetworkSpec(Specification):
     def __post_init__(self) -> None:
         require_whole("inputs", self.inputs, 1)
         require_whole("outputs", self.outputs, 1)
+        if not isinstance(self.hidden, tuple):
+            raise SpecificationError("hidden", self.hidden, "a list of whole numbers")
         for units in self.hidden:
             require_whole("hidden", units, 1)
         require_choice("activation", self.activation, ACTIVATIONS)

@@ -65,28 +65,20 @@ class Affine(Operation):
 
     def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
         (_, inputs), (_, units), _ = parents
-        return storage.constant(1.0, (ROWS,)), storage.scratch((units, ROWS)), storage.scratch((inputs, ROWS))
+        spread, ones = storage.scratch((ROWS, units)), storage.constant(1.0, (ROWS,))
+        return spread, ones, storage.scratch((units, ROWS)), storage.scratch((inputs, ROWS))
 
-    def forward(self, z: Array, x: Array, w: Array, b: Array, *_: Array) -> None:
+    def forward(self, z: Array, x: Array, w: Array, b: Array, spread: Array, *_: Array) -> None:
         np.matmul(x, w, out=z)
-        np.add(z, b, out=z)
+        np.copyto(spread, b)  # z + b would do the same through a buffer that NumPy allocates
+        np.add(z, spread, out=z)
 
     def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
         return self.to_x, self.to_w, self.to_b
 
-    def to_x(
-        self,
-        message: Array,
-        signal: Array,
-        z: Array,
-        x: Array,
-        w: Array,
-        b: Array,
-        ones: Array,
-        turned_signal: Array,
-        turned_message: Array,
-    ) -> None:
+    def to_x(self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, *workspace: Array) -> None:
         if len(signal) in _FEW_ROWS and w.size >= _LARGE:  # BLAS would spend longer on turning W than on the product
+            _, _, turned_signal, turned_message = workspace
             np.copyto(turned_signal, signal.T)
             np.matmul(w, turned_signal, out=turned_message)
             np.copyto(message, turned_message.T)
@@ -100,7 +92,16 @@ class Affine(Operation):
             np.matmul(x.T, signal, out=message)
 
     def to_b(
-        self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, ones: Array, *_: Array
+        self,
+        message: Array,
+        signal: Array,
+        z: Array,
+        x: Array,
+        w: Array,
+        b: Array,
+        spread: Array,
+        ones: Array,
+        *_: Array,
     ) -> None:
         np.matmul(ones, signal, out=message)  # faster than a sum over the first axis
 

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from core.errors import GraphError
@@ -22,7 +24,7 @@ def test_order_puts_every_node_after_its_parents_however_declared():
 
 def test_order_of_a_deep_graph_needs_no_recursion():
     names = [f"n{k}" for k in range(5000)]
-    graph = Graph(*(Node(b, Exp(), a) for a, b in zip(names, names[1:], strict=False)), Parameter("n0"))
+    graph = Graph(*(Node(b, Exp(), a) for a, b in itertools.pairwise(names)), Parameter("n0"))
     assert graph.order == tuple(names)
 
 

@@ -1,0 +1,128 @@
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from core.optimizers import OPTIMIZERS, OptimizerSpec, make_optimizer
+
+SPECS = [
+    OptimizerSpec("sgd", 0.1),
+    OptimizerSpec("sgd", 0.1, weight_decay=0.01),
+    OptimizerSpec("sgd", 0.1, momentum=0.9),
+    OptimizerSpec("sgd", 0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    OptimizerSpec("adagrad", 0.1, weight_decay=0.01),
+    OptimizerSpec("rmsprop", 0.01, beta2=0.99, weight_decay=0.01),
+    OptimizerSpec("adam", 0.01, weight_decay=0.01),
+    OptimizerSpec("adamw", 0.01, weight_decay=0.01),
+    OptimizerSpec("adamw", 0.01),
+]
+
+
+def identity(spec):
+    return f"{spec.name}-{spec.momentum:g}-{spec.nesterov:d}-{spec.weight_decay:g}"
+
+
+def scalar_step(spec, step, w, g, s):
+    """The formulas once more, for one number in plain Python. `s` is the state before, a list; returns w and state."""
+    rate, decay = spec.learning_rate, spec.weight_decay
+    if spec.name == "sgd":
+        g += decay * w
+        if not spec.momentum:
+            return w - rate * g, []
+        v = spec.momentum * s[0] + g
+        return w - rate * (g + spec.momentum * v if spec.nesterov else v), [v]
+    if spec.name == "adagrad":
+        g += decay * w
+        square = s[0] + g * g
+        return w - rate * g / (math.sqrt(square) + spec.epsilon), [square]
+    if spec.name == "rmsprop":
+        g += decay * w
+        square = spec.beta2 * s[0] + (1 - spec.beta2) * g * g
+        return w - rate * g / (math.sqrt(square) + spec.epsilon), [square]
+    if spec.name == "adam":
+        g += decay * w
+    m = spec.beta1 * s[0] + (1 - spec.beta1) * g
+    square = spec.beta2 * s[1] + (1 - spec.beta2) * g * g
+    mean, root = m / (1 - spec.beta1**step), math.sqrt(square / (1 - spec.beta2**step))
+    w -= rate * decay * w if spec.name == "adamw" else 0.0
+    return w - rate * mean / (root + spec.epsilon), [m, square]
+
+
+def run(spec, steps, cuts=(), dtype=np.float64):
+    """Parameters and state after `steps` steps on drawn gradients, each update cut at `cuts`."""
+    rng, size = np.random.default_rng(0), 40
+    optimizer = make_optimizer(spec)
+    now = [rng.normal(size=size).astype(dtype), *(np.zeros(size, dtype) for _ in range(optimizer.state_vectors))]
+    for step in range(1, steps + 1):
+        gradient, after = rng.normal(size=size).astype(dtype), [np.full_like(vector, np.nan) for vector in now]
+        before = [vector.copy() for vector in now]
+        for start, end in zip((0, *cuts), (*cuts, size), strict=True):
+            (w, *s), (out_w, *out_s) = ([vector[start:end] for vector in vectors] for vectors in (now, after))
+            optimizer.update(step, spec.learning_rate, w, gradient[start:end], s, out_w, out_s)
+        for vector, kept in zip(now, before, strict=True):
+            np.testing.assert_array_equal(vector, kept)  # out of place
+        now = after
+    return now
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=identity)
+def test_against_the_formulas_in_plain_python(spec):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=40)
+    expected = [[float(number), [0.0] * make_optimizer(spec).state_vectors] for number in w]
+    for step in range(1, 6):
+        gradient = rng.normal(size=40)
+        expected = [
+            list(scalar_step(spec, step, e[0], float(g), e[1])) for e, g in zip(expected, gradient, strict=True)
+        ]
+    found = run(spec, 5)
+    np.testing.assert_allclose(found[0], [e[0] for e in expected], rtol=1e-12)
+    for k, vector in enumerate(found[1:]):
+        np.testing.assert_allclose(vector, [e[1][k] for e in expected], rtol=1e-12)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=identity)
+def test_the_bits_do_not_depend_on_the_cuts(spec):
+    for whole, cut in zip(run(spec, 3, (), np.float32), run(spec, 3, (1, 17, 30), np.float32), strict=True):
+        np.testing.assert_array_equal(whole, cut)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=identity)
+def test_no_allocation(spec):
+    optimizer = make_optimizer(spec)
+    vectors = [np.ones(50_000, np.float32) for _ in range(3 + 2 * optimizer.state_vectors)]
+    w, g, out_w, *state = vectors
+    old, new = state[: optimizer.state_vectors], state[optimizer.state_vectors :]
+    optimizer.update(1, 0.1, w, g, old, out_w, new)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    optimizer.update(2, 0.1, w, g, old, out_w, new)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - before < 2000
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=identity)
+def test_downhill(spec):
+    """Each finds the minimum of 1/2 (w - 3)^2, decay aside."""
+    spec = OptimizerSpec(**(spec.to_json() | {"weight_decay": 0.0, "learning_rate": 0.1}))
+    optimizer = make_optimizer(spec)
+    now = [np.zeros(1), *(np.zeros(1) for _ in range(optimizer.state_vectors))]
+    rate = {"adagrad": 1.0}.get(spec.name, 0.1)
+    for step in range(1, 400):
+        after = [np.empty(1) for _ in now]
+        optimizer.update(
+            step, rate * 0.98**step if step > 200 else rate, now[0], now[0] - 3, now[1:], after[0], after[1:]
+        )
+        now = after
+    assert now[0][0] == pytest.approx(3.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_overflow_passes_through_without_a_warning(name):
+    optimizer = make_optimizer(OptimizerSpec(name, 0.1))
+    w, g, out = np.ones(2, np.float32), np.array([np.inf, 1e30], np.float32), np.empty(2, np.float32)
+    state = [np.zeros(2, np.float32) for _ in range(2 * optimizer.state_vectors)]
+    optimizer.update(1, 1e30, w, g, state[: optimizer.state_vectors], out, state[optimizer.state_vectors :])
+    assert not np.isfinite(out).all()
