@@ -1,0 +1,88 @@
+"""The connection to the store: one engine, reads and writes as transactions, SQLite set up to keep its promises."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, Row, create_engine, event, select, text, update
+from sqlalchemy.engine import make_url
+
+from service.tables import counters
+
+BUSY_SECONDS = 30.0
+T = TypeVar("T")
+
+
+def wal_is_safe(version: tuple[int, ...]) -> bool:
+    """Whether this SQLite has the fix of the WAL-reset bug, which corrupts databases of two connections."""
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0)
+
+
+class Database:
+    """Transactions on `url`. Safe for several threads and processes."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        self.engine: Engine = create_engine(url, pool_pre_ping=not self.is_sqlite)
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _set_up_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent view."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction, which no other writer comes between; rolled back when the block raises."""
+        with self.engine.connect() as connection:
+            connection = connection.execution_options(fallline_writes=True)
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says so, not where the driver guesses
+    journal = "WAL" if wal_is_safe(sqlite3.sqlite_version_info) else "TRUNCATE"
+    connection.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
+    connection.execute(f"PRAGMA journal_mode = {journal}")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("fallline_writes", False)
+    # A transaction that reads first and then writes can fail half way; one that announces itself waits its turn.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def record(kind: type[T], row: Row[Any]) -> T:
+    """The record of class `kind` that `row`, of the table's columns by their names, holds."""
+    mapping = row._mapping
+    return kind(**{field.name: mapping[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def count_up(connection: Connection, name: str) -> int:
+    """Raise the counter `name` by one, and return it."""
+    connection.execute(update(counters).where(counters.c.name == name).values(value=counters.c.value + 1))
+    return read_counter(connection, name)
+
+
+def read_counter(connection: Connection, name: str) -> int:
+    """The counter's value."""
+    return int(connection.execute(select(counters.c.value).where(counters.c.name == name)).scalar_one())
+
+
+def ping(database: Database) -> None:
+    """Raises when the database does not answer."""
+    with database.read() as connection:
+        connection.execute(text("SELECT 1"))

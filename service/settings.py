@@ -1,0 +1,197 @@
+"""Every setting of the service in one table, read from `FALLLINE_*` variables once and frozen.
+
+`SETTINGS` is data, so that the documentation and `fallline doctor` are held against the code by a test.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One variable: its full name, its default as it would be written in the environment, and what it means."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("FALLLINE_HOME", "~/.fallline", "folder of the database, datasets, artifacts and logs"),
+    Setting("FALLLINE_HOST", "127.0.0.1", "address that the API binds; a loopback address"),
+    Setting("FALLLINE_PORT", "8000", "port of the API; 0 takes a free one"),
+    Setting("FALLLINE_ALLOWED_HOSTS", "", "further host names, separated by commas, by which the API may be called"),
+    Setting("FALLLINE_DATABASE_URL", "sqlite:///HOME/fallline.db", "SQLAlchemy URL of the store"),
+    Setting("FALLLINE_MLFLOW_PORT", "5000", "port of the embedded MLflow server; 0 takes a free one"),
+    Setting("FALLLINE_MLFLOW_TRACKING_URI", "", "an MLflow server to use; empty: an embedded one is started"),
+    Setting("FALLLINE_RAY_ADDRESS", "", "a Ray cluster to use; empty: an embedded one is started"),
+    Setting("FALLLINE_ARTIFACT_ROOT", "HOME/artifacts", "folder of trained models, by hash"),
+    Setting("FALLLINE_API_KEYS_REQUIRED", "false", "API keys; not supported yet, so nothing but false"),
+    Setting("FALLLINE_WORKER_SLOTS", "max(16, 4 x cores)", "gradient workers that may run at once on this machine"),
+    Setting("FALLLINE_MAX_RUNNING_JOBS", "4", "jobs that train at once; others stay queued"),
+    Setting("FALLLINE_TRAINER_ORPHAN_SECONDS", "120", "a trainer that nobody has polled for so long ends"),
+    Setting("FALLLINE_MAX_UPLOAD_BYTES", "2147483648", "largest upload, in bytes"),
+    Setting(
+        "FALLLINE_UPLOAD_WAIT_SECONDS", "10", "how long an upload waits for its check before it answers `processing`"
+    ),
+    Setting("FALLLINE_MAX_BODY_BYTES", "33554432", "largest request body other than an upload, in bytes"),
+    Setting("FALLLINE_MAX_PARAMETERS", "100000000", "largest network, in parameters"),
+    Setting("FALLLINE_LOADED_MODELS", "16", "model versions that the API keeps in memory"),
+    Setting("FALLLINE_LOG_LEVEL", "info", "debug, info, warning or error"),
+)
+_DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The service's settings. Build it with `from_environment`; folders below `home` are properties."""
+
+    home: Path
+    host: str
+    port: int
+    allowed_hosts: tuple[str, ...]
+    database_url: str
+    mlflow_port: int
+    mlflow_tracking_uri: str | None
+    ray_address: str | None
+    artifact_root: Path
+    worker_slots: int
+    max_running_jobs: int
+    trainer_orphan_seconds: float
+    max_upload_bytes: int
+    upload_wait_seconds: float
+    max_body_bytes: int
+    max_parameters: int
+    loaded_models: int
+    log_level: str
+
+    @property
+    def datasets(self) -> Path:
+        return self.home / "datasets"
+
+    @property
+    def prepared(self) -> Path:
+        return self.home / "prepared"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.artifact_root
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.home / "mlflow"
+
+    @property
+    def mlflow_url(self) -> str:
+        """Where MLflow answers: the server that was named, or the embedded one. No trailing slash."""
+        return (self.mlflow_tracking_uri or f"http://127.0.0.1:{self.mlflow_port}").rstrip("/")
+
+    def make_folders(self) -> None:
+        """Create the home and what lies below it; the home is the user's alone."""
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.datasets, self.prepared, self.artifact_root, self.logs, self.mlflow):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read `FALLLINE_*` from `environ`. An empty value counts as not given.
+
+        Raises SettingsError for an unknown `FALLLINE_` name, a value that does not parse, or a host that is not
+        loopback: API keys are not supported yet, so whoever reaches the port owns the service.
+        """
+        _refuse_unknown(environ)
+        if _boolean(environ, "FALLLINE_API_KEYS_REQUIRED"):
+            raise SettingsError("FALLLINE_API_KEYS_REQUIRED", "true", "not supported yet; leave it at false")
+        home = Path(_text(environ, "FALLLINE_HOME")).expanduser().absolute()
+        return cls(
+            home=home,
+            host=_loopback(_text(environ, "FALLLINE_HOST")),
+            port=_integer(environ, "FALLLINE_PORT", 0, 65535),
+            allowed_hosts=tuple(
+                name.strip().lower() for name in _text(environ, "FALLLINE_ALLOWED_HOSTS").split(",") if name.strip()
+            ),
+            database_url=environ.get("FALLLINE_DATABASE_URL") or f"sqlite:///{home / 'fallline.db'}",
+            mlflow_port=_integer(environ, "FALLLINE_MLFLOW_PORT", 0, 65535),
+            mlflow_tracking_uri=_text(environ, "FALLLINE_MLFLOW_TRACKING_URI") or None,
+            ray_address=_text(environ, "FALLLINE_RAY_ADDRESS") or None,
+            artifact_root=Path(environ.get("FALLLINE_ARTIFACT_ROOT") or home / "artifacts").expanduser().absolute(),
+            worker_slots=_worker_slots(environ),
+            max_running_jobs=_integer(environ, "FALLLINE_MAX_RUNNING_JOBS", 1, 10_000),
+            trainer_orphan_seconds=_number(environ, "FALLLINE_TRAINER_ORPHAN_SECONDS"),
+            max_upload_bytes=_integer(environ, "FALLLINE_MAX_UPLOAD_BYTES", 1, 2**50),
+            upload_wait_seconds=_number(environ, "FALLLINE_UPLOAD_WAIT_SECONDS"),
+            max_body_bytes=_integer(environ, "FALLLINE_MAX_BODY_BYTES", 1, 2**40),
+            max_parameters=_integer(environ, "FALLLINE_MAX_PARAMETERS", 1, 2**40),
+            loaded_models=_integer(environ, "FALLLINE_LOADED_MODELS", 1, 100_000),
+            log_level=_choice(environ, "FALLLINE_LOG_LEVEL", ("debug", "info", "warning", "error")),
+        )
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    """A misspelt setting that is silently ignored costs an evening: refuse it."""
+    for name in environ:
+        if name.startswith("FALLLINE_") and name not in _DEFAULTS:
+            raise SettingsError(name, environ[name], "no such setting; `fallline doctor` lists them")
+
+
+def _text(environ: Mapping[str, str], name: str) -> str:
+    return (environ.get(name) or _DEFAULTS[name]).strip()
+
+
+def _boolean(environ: Mapping[str, str], name: str) -> bool:
+    return _choice(environ, name, ("true", "false")) == "true"
+
+
+def _choice(environ: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    value = _text(environ, name).lower()
+    if value not in choices:
+        raise SettingsError(name, value, f"expected one of {', '.join(choices)}")
+    return value
+
+
+def _integer(environ: Mapping[str, str], name: str, minimum: int, maximum: int) -> int:
+    text = _text(environ, name)
+    if not (text.isascii() and text.isdigit() and len(text) < 20) or not minimum <= int(text) <= maximum:
+        raise SettingsError(name, text, f"expected an integer between {minimum} and {maximum}")
+    return int(text)
+
+
+def _number(environ: Mapping[str, str], name: str) -> float:
+    text = _text(environ, name)
+    try:
+        value = float(text)
+    except ValueError:
+        raise SettingsError(name, text, "expected a number of seconds") from None
+    if not 0 < value < 1e9:
+        raise SettingsError(name, text, "expected a positive number of seconds")
+    return value
+
+
+def _worker_slots(environ: Mapping[str, str]) -> int:
+    """More workers than cores is slow, not impossible; hence four times the cores, and 16 on a small machine."""
+    if not environ.get("FALLLINE_WORKER_SLOTS"):
+        return max(16, 4 * (os.cpu_count() or 1))
+    return _integer(environ, "FALLLINE_WORKER_SLOTS", 1, 100_000)
+
+
+def _loopback(host: str) -> str:
+    if host.lower() == "localhost":
+        return host.lower()
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise SettingsError(
+            "FALLLINE_HOST", host, "expected a loopback address: API keys are not supported yet, so no other is safe"
+        )
+    return host
