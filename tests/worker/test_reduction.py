@@ -1,0 +1,89 @@
+"""Sums over shards and blocks: the order is fixed, so the bits are."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.parameters import BLOCK, ParameterLayout
+from worker.reduction import clip_factor, mean_block, norm
+
+SIZE = 2 * BLOCK + 77
+BLOCKS = ParameterLayout(("w",), ((SIZE,),)).blocks
+
+
+def slots(shards: int, dtype: str = "float32") -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    return [(rng.normal(size=SIZE) * 10.0 ** rng.integers(-4, 4, SIZE)).astype(dtype) for _ in range(shards)]
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 7])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_mean_is_the_sum_in_shard_order(shards: int, dtype: str) -> None:
+    found, gradients = np.full(SIZE, np.nan, dtype), slots(shards, dtype)
+    square_sums = [mean_block(gradients, block, 64.0, found[block]) for block in BLOCKS]
+    wanted = gradients[0].copy()
+    for gradient in gradients[1:]:
+        wanted += gradient
+    wanted *= wanted.dtype.type(1 / 64)
+    assert found.tobytes() == wanted.tobytes()
+    assert norm(square_sums) == pytest.approx(np.linalg.norm(wanted.astype(np.float64)), rel=1e-5)
+
+
+def test_another_order_of_shards_gives_other_bits() -> None:
+    """What the fixed order is for: otherwise this file would test nothing."""
+    forth, back = np.empty(SIZE, np.float32), np.empty(SIZE, np.float32)
+    gradients = slots(3)
+    for block in BLOCKS:
+        mean_block(gradients, block, 1.0, forth[block])
+        mean_block(gradients[::-1], block, 1.0, back[block])
+    assert forth.tobytes() != back.tobytes()
+
+
+def test_a_block_may_be_reduced_by_anybody_at_any_time() -> None:
+    one, other = np.empty(SIZE, np.float32), np.empty(SIZE, np.float32)
+    gradients = slots(3)
+    in_order = [mean_block(gradients, block, 5.0, one[block]) for block in BLOCKS]
+    backwards = [mean_block(gradients, block, 5.0, other[block]) for block in reversed(BLOCKS)]
+    assert one.tobytes() == other.tobytes()
+    assert in_order == backwards[::-1]
+
+
+def test_the_slots_are_left_alone() -> None:
+    gradients = slots(2)
+    before = [gradient.copy() for gradient in gradients]
+    mean_block(gradients, BLOCKS[0], 3.0, np.empty(BLOCK, np.float32))
+    assert all(gradient.tobytes() == old.tobytes() for gradient, old in zip(gradients, before, strict=True))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_one_number_that_is_none_shows_in_the_square_sum(bad: float, shards: int) -> None:
+    gradients = slots(shards)
+    gradients[-1][BLOCK + 5] = bad
+    found = [mean_block(gradients, block, 2.0, np.empty(block.stop - block.start, np.float32)) for block in BLOCKS]
+    assert [math.isfinite(square_sum) for square_sum in found] == [True, False, True]
+    assert not math.isfinite(norm(found))
+
+
+def test_infinities_that_cancel_are_not_a_number() -> None:
+    assert math.isnan(norm([1.0, math.inf, -math.inf]))
+    assert math.isnan(norm([math.nan]))
+
+
+def test_the_norm_adds_the_blocks_in_their_order() -> None:
+    sums = [1.0, *[1e-16] * 8]
+    assert norm(sums) == 1.0  # each too small to count after the first
+    assert norm(sums[::-1]) > 1.0
+
+
+@given(st.floats(0, 1e30), st.floats(1e-6, 1e6))
+def test_clipping_bounds_the_norm_and_leaves_smaller_ones_alone(gradient_norm: float, clip_norm: float) -> None:
+    factor = clip_factor(gradient_norm, clip_norm)
+    assert clip_factor(gradient_norm, None) == 1.0
+    if gradient_norm <= clip_norm:
+        assert factor == 1.0
+    else:
+        assert gradient_norm * factor == pytest.approx(clip_norm)
