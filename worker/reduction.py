@@ -36,7 +36,7 @@ def norm(square_sums: Iterable[float]) -> float:
     total = 0.0
     for square_sum in square_sums:
         total += square_sum
-    return math.sqrt(total) if total >= 0 else math.nan
+    return math.sqrt(total)
 
 
 def clip_factor(gradient_norm: float, clip_norm: float | None) -> float:
