@@ -1,0 +1,139 @@
+"""The kinds of fields that a job spec is made of: each checks one value, and says what would be right.
+
+A union of types would be refused with one message a member; here a field that takes `auto` or a number has one message
+that says so. What a later part brings is refused as `not_supported_yet`, never accepted and ignored.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,127}")
+NAME_RULE = "1 to 128 letters, digits, blanks, dots, underscores or hyphens, the first a letter or digit"
+AUTO = "auto"
+
+
+def wrong(expected: str, value: Any) -> PydanticCustomError:
+    """The refusal of one value."""
+    shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+    return PydanticCustomError("invalid", "expected {expected}; got {shown}", {"expected": expected, "shown": shown})
+
+
+def not_yet(what: str) -> PydanticCustomError:
+    """The refusal of what is not there yet."""
+    return PydanticCustomError("not_supported_yet", "{what} is not supported yet", {"what": what})
+
+
+def _field(check: Callable[[Any], Any], schema: Mapping[str, Any]) -> Any:
+    return PlainValidator(check), WithJsonSchema(dict(schema))
+
+
+def whole(least: int, most: int = 2**53, auto: bool = False, null: bool = False) -> Any:
+    """A whole number within bounds; also `auto`, or null, where said."""
+    expected = " or ".join(["auto"] * auto + ["null"] * null + [f"a whole number between {least} and {most}"])
+
+    def check(value: Any) -> Any:
+        if (auto and value == AUTO) or (null and value is None):
+            return value
+        if isinstance(value, float) and value.is_integer() and abs(value) <= most:
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise wrong(expected, value)
+        return value
+
+    return _field(check, {"type": "integer", "minimum": least, "maximum": most, "description": expected})
+
+
+def number(
+    least: float, below: float | None = None, above: bool = False, null: bool = False, at_most: float | None = None
+) -> Any:
+    """A finite number of at least `least` (above it, where said), below `below`; also null where said."""
+    expected = " or ".join(
+        ["null"] * null
+        + [
+            f"a finite number {'above' if above else 'of at least'} {least:g}"
+            + ("" if below is None else f" and below {below:g}")
+            + ("" if at_most is None else f" and at most {at_most:g}")
+        ]
+    )
+
+    def check(value: Any) -> Any:
+        if null and value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise wrong(expected, value)
+        too_large = (below is not None and value >= below) or (at_most is not None and value > at_most)
+        if value < least or (above and value == least) or too_large:
+            raise wrong(expected, value)
+        return float(value)
+
+    return _field(check, {"type": "number", "description": expected})
+
+
+def choice(*allowed: str, later: tuple[str, ...] = ()) -> Any:
+    """One of some words; those of `later` are not supported yet."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value in later:
+            raise not_yet(repr(value))
+        if not isinstance(value, str) or value not in allowed:
+            raise wrong(f"one of {', '.join(allowed)}", value)
+        return value
+
+    return _field(check, {"type": "string", "enum": list(allowed)})
+
+
+def only(default: Any, what: str) -> Any:
+    """A field of a later part: nothing but its default."""
+
+    def check(value: Any) -> Any:
+        if value != default or isinstance(value, bool) != isinstance(default, bool):
+            raise not_yet(f"{what} other than {default!r}")
+        return value
+
+    return _field(check, {"const": default, "description": f"{what}: not supported yet, so nothing but the default"})
+
+
+def text(null: bool = False, longest: int = 1000) -> Any:
+    """A text that is not empty and holds no control characters."""
+    expected = " or ".join(["null"] * null + [f"a text of 1 to {longest} characters"])
+
+    def check(value: Any) -> Any:
+        if null and value is None:
+            return None
+        if not isinstance(value, str) or not 1 <= len(value) <= longest or not value.isprintable():
+            raise wrong(expected, value)
+        return value
+
+    return _field(check, {"type": "string", "description": expected})
+
+
+def identifier(null: bool = False) -> Any:
+    """A name as the service, its files and MLflow can bear it."""
+
+    def check(value: Any) -> Any:
+        if null and value is None:
+            return None
+        if not isinstance(value, str) or NAME.fullmatch(value) is None:
+            raise wrong(NAME_RULE, value)
+        return value
+
+    return _field(check, {"type": "string", "pattern": NAME.pattern})
+
+
+def flag() -> Any:
+    """true or false."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, bool):
+            raise wrong("true or false", value)
+        return value
+
+    return _field(check, {"type": "boolean"})
+
+
+Seed = Annotated[int, *whole(0, 2**32 - 1)]

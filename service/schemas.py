@@ -1,0 +1,230 @@
+"""The job spec, field by field, as docs/spec.md and the contract have it. Strict: what is unknown is refused."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, field_validator
+
+from service.fields import AUTO, Seed, choice, flag, identifier, number, only, text, whole, wrong
+
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "identity")
+LATER_ACTIVATIONS = ("leaky_relu", "gelu", "softplus", "silu", "elu")
+
+
+class Section(BaseModel):
+    """A part of the spec."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _named(value: Any) -> Any:
+    """A section that may be given by its name alone."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Split(Section):
+    """How the rows are shared out."""
+
+    validation: Annotated[float, *number(0.0, below=1.0)] = 0.2
+    test: Annotated[float, *number(0.0, below=1.0)] = 0.0
+    by: Annotated[str, *choice("random", "stratified", "time", later=("group",))] = "random"
+    column: Annotated[str | None, *text(null=True)] = None
+    seed: Seed = 0
+
+
+class Preprocessing(Section):
+    """How columns become numbers."""
+
+    numeric: Annotated[str, *choice("standardize", "none")] = "standardize"
+    missing: Annotated[str, *choice("mean", "error")] = "mean"
+    categorical: Annotated[str, *choice("one_hot")] = "one_hot"
+    unseen: Annotated[str, *choice("ignore", "error")] = "ignore"
+
+
+def _hidden_units(value: Any) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise wrong("a layer of at least 1 unit, as a whole number", value)
+    return value
+
+
+class Network(Section):
+    """The network between features and targets."""
+
+    hidden: Annotated[
+        list[Annotated[int, PlainValidator(_hidden_units), WithJsonSchema({"type": "integer", "minimum": 1})]],
+        Field(max_length=100),
+    ] = [256, 128]
+    activation: Annotated[str, *choice(*ACTIVATIONS, later=LATER_ACTIVATIONS)] = "relu"
+    dropout: Annotated[float, *only(0.0, "dropout")] = 0.0
+    initializer: Annotated[str, *choice(AUTO, "glorot", "he", later=("lecun", "orthogonal"))] = AUTO
+    layers: Annotated[None, *only(None, "layers in full")] = None
+    graph: Annotated[None, *only(None, "a graph of layers")] = None
+
+
+class Optimizer(Section):
+    """An optimizer with its numbers; a number that is absent has the default of the optimizer named."""
+
+    name: Annotated[str, *choice(AUTO, "sgd", "adam", "adamw", "rmsprop", "adagrad")] = AUTO
+    learning_rate: Annotated[float | None, *number(0.0, above=True, null=True)] = None
+    momentum: Annotated[float, *number(0.0, below=1.0)] = 0.0
+    nesterov: Annotated[bool, *flag()] = False
+    weight_decay: Annotated[float | None, *number(0.0, null=True)] = None
+    beta1: Annotated[float, *number(0.0, below=1.0)] = 0.9
+    beta2: Annotated[float, *number(0.0, below=1.0)] = 0.999
+    epsilon: Annotated[float, *number(0.0, above=True)] = 1e-8
+    clip_norm: Annotated[float | None, *number(0.0, above=True, null=True)] = None
+
+
+class Schedule(Section):
+    """The learning rate over the steps."""
+
+    name: Annotated[str, *choice(AUTO, "constant", "cosine", later=("step", "exponential", "inverse", "one_cycle"))] = (
+        AUTO
+    )
+    warmup: Annotated[float, *number(0.0, below=1.0)] = 0.0
+
+
+class EarlyStopping(Section):
+    """Stop after `patience` epochs without a gain; the best epoch's weights are kept."""
+
+    patience: Annotated[int, *whole(1)]
+
+
+class Training(Section):
+    """How long, how much at a time, from which seed."""
+
+    epochs: Annotated[int | str, *whole(1, 1_000_000, auto=True)] = AUTO
+    batch_size: Annotated[int | str, *whole(1, 10_000_000, auto=True)] = AUTO
+    seed: Seed = 0
+    precision: Annotated[str, *choice("float32", later=("float64", "bfloat16", "float16"))] = "float32"
+    early_stopping: EarlyStopping | str | None = AUTO
+    max_seconds: Annotated[float | None, *number(0.0, above=True, null=True)] = None
+    checkpoint_every_seconds: Annotated[int, *only(30, "checkpoint_every_seconds")] = 30
+    log_every_steps: Annotated[int | str, *whole(1, auto=True)] = AUTO
+    class_weight: Annotated[None, *only(None, "class_weight")] = None
+    warm_start: Annotated[None, *only(None, "warm_start")] = None
+
+    @field_validator("early_stopping", mode="wrap")
+    @classmethod
+    def _early_stopping(cls, value: Any, handler: Any) -> Any:
+        if value is None or value == AUTO:
+            return value
+        if not isinstance(value, dict | EarlyStopping):
+            raise wrong("auto, null or {patience: 10}", value)
+        return EarlyStopping.model_validate(value)
+
+
+class Distribution(Section):
+    """How the work is cut up."""
+
+    workers: Annotated[int | str, *whole(1, 100_000, auto=True)] = AUTO
+    shards: Annotated[int | str, *whole(1, 4096, auto=True)] = AUTO
+    mode: Annotated[str, *choice("sync", later=("local",))] = "sync"
+    local_steps: Annotated[int, *only(1, "local_steps")] = 1
+    threads_per_worker: Annotated[int, *whole(1, 1024)] = 1
+
+
+class Model(Section):
+    """Under which name the network is registered, and whether it is deployed at once."""
+
+    name: Annotated[str | None, *identifier(null=True)] = None
+    deploy: Annotated[str, *choice("never", "always", "if_better")] = "never"
+
+
+class Exclude(Section):
+    """All columns but these."""
+
+    exclude: list[Annotated[str, *text()]]
+
+
+def _target(value: Any) -> Any:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list) and value and all(isinstance(item, str) and item for item in value):
+        return value
+    raise wrong("a column's name, or a list of them", value)
+
+
+def _features(value: Any) -> Any:
+    if isinstance(value, dict | Exclude):
+        return Exclude.model_validate(value)
+    if value == "all" or (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
+        return value
+    raise wrong("all, a list of column names, or {exclude: [...]}", value)
+
+
+def _metadata(value: Any) -> Any:
+    expected = "at most 16 pairs of texts: names of 1 to 64 characters, values of at most 500"
+    if not isinstance(value, dict) or len(value) > 16:
+        raise wrong(expected, value)
+    for key, held in value.items():
+        if not isinstance(key, str) or not 1 <= len(key) <= 64 or not isinstance(held, str) or len(held) > 500:
+            raise wrong(expected, {key: held})
+    return value
+
+
+class JobSpec(Section):
+    """A job, as it is submitted: `dataset` and `target` suffice."""
+
+    dataset: Annotated[str, *text()]
+    target: Annotated[str | list[str], PlainValidator(_target), WithJsonSchema({"type": ["string", "array"]})]
+    name: Annotated[str | None, *identifier(null=True)] = None
+    features: Annotated[
+        str | list[str] | Exclude, PlainValidator(_features), WithJsonSchema({"type": ["string", "array", "object"]})
+    ] = "all"
+    weight_column: Annotated[str | None, *text(null=True)] = None
+    task: Annotated[str, *choice(AUTO, "classification", "regression")] = AUTO
+    split: Split = Split()
+    validation_dataset: Annotated[None, *only(None, "validation_dataset")] = None
+    test_dataset: Annotated[None, *only(None, "test_dataset")] = None
+    preprocessing: Preprocessing = Preprocessing()
+    network: Network = Network()
+    loss: Annotated[str, *choice(AUTO, "cross_entropy", "squared_error", later=("binary_cross_entropy", "huber"))] = (
+        AUTO
+    )
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    training: Training = Training()
+    distribution: Distribution = Distribution()
+    model: Model | None = Model()
+    experiment: Annotated[str | None, *text(null=True, longest=200)] = None
+    metadata: Annotated[dict[str, str], PlainValidator(_metadata), WithJsonSchema({"type": "object"})] = {}
+
+    @field_validator("optimizer", "schedule", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return _named(value)
+
+
+class DeployRequest(Section):
+    """Which version to serve."""
+
+    version: Annotated[int, *whole(1)]
+    force: Annotated[bool, *flag()] = False
+
+
+class PredictRequest(Section):
+    """Rows to predict: records by column name, or lists in the signature's order."""
+
+    instances: list[Any]
+    outputs: list[str] | None = None
+
+
+def path_of(location: tuple[int | str, ...]) -> str:
+    """`network.hidden[0]` of ("network", "hidden", 0)."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def first_problem(error: ValidationError) -> tuple[str, str, str]:
+    """(param, code, message) of the first thing that is wrong."""
+    problem = error.errors(include_url=False)[0]
+    param, kind = path_of(problem["loc"]), problem["type"]
+    if kind == "extra_forbidden":
+        return param, "invalid_spec", f"{param} is not a known field"
+    if kind == "missing":
+        return param, "invalid_spec", f"{param} is required"
+    if kind == "not_supported_yet":
+        return param, kind, f"{param}: {problem['msg']}"
+    return param, "invalid_spec", f"{param}: {problem['msg']}"
