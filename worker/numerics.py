@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 
 @cache
@@ -17,7 +17,9 @@ def fingerprint() -> str:
     """`numpy-<version>/<blas>-<version>-<kernel>/<16 hex digits>`, of this process."""
     blas: dict[str, Any] = next((info for info in threadpool_info() if info["user_api"] == "blas"), {})
     kernel = f"{blas.get('internal_api')}-{blas.get('version')}-{blas.get('architecture')}"
-    return f"numpy-{np.__version__}/{kernel}/{_digest()}"
+    # With one thread, whatever the process's job has: the threads are part of the plan, not of the build.
+    with threadpool_limits(1, user_api="blas"):
+        return f"numpy-{np.__version__}/{kernel}/{_digest()}"
 
 
 def _digest() -> str:
