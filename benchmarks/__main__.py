@@ -26,7 +26,7 @@ def main(names: list[str]) -> int:
         for row in importlib.import_module(f"benchmarks.{name}").run():
             rows.append(row)
             print(
-                f"{row['goal']}: {row['case']:<32} ours {row['ours']:>10,.0f}  peer {row['peer']:>10,.0f} {row['unit']}"
+                f"{row['goal']}: {row['case']:<50} ours {row['ours']:>10,.0f}  peer {row['peer']:>10,.0f} {row['unit']}"
                 f"  ratio {row['ratio']:.2f} (target {row['target']:.2f}: {'met' if row['met'] else 'not met'})"
             )
     RESULTS.parent.mkdir(exist_ok=True)

@@ -70,8 +70,9 @@ class Optimizer(ABC):
     ) -> None:
         """Write the parameters and state after `step` (counted from 1) into `out_parameters` and `out_state`.
 
-        All are one-dimensional, of one length and dtype, and do not overlap. `gradient` is used as scratch. Allocates
-        nothing. What is not finite passes through without a warning: check the results.
+        All are one-dimensional, of one length and dtype, and do not overlap (plain SGD, without momentum and weight
+        decay, may write its parameters in place). `gradient` is used as scratch. Allocates nothing. What is not finite
+        passes through without a warning: check the results.
         """
         self._update(step, learning_rate, parameters, gradient, state, out_parameters, *out_state)
 

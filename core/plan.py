@@ -147,7 +147,7 @@ class Plan:
                     continue
                 operands = signals[node.name], *self._operands(node)
                 if parent not in signals:
-                    signals[parent] = self._place_of_signal(parent, node, signals[node.name], concerned)
+                    signals[parent] = self._place_of_signal(parent, node, signals[node.name])
                     calls.append(self._call(derivative, signals[parent], *operands))
                 else:
                     message, total = storage.message(graph.shapes[parent]), signals[parent]
@@ -158,17 +158,14 @@ class Plan:
                 raise GraphError(f"{self._loss} does not depend on the parameter", (parameter.name,))
         return calls
 
-    def _place_of_signal(
-        self, parent: str, child: Node, child_signal: Array | Place, concerned: frozenset[str]
-    ) -> Array | Place:
+    def _place_of_signal(self, parent: str, child: Node, child_signal: Array | Place) -> Array | Place:
         """Where the error signal of `parent` is accumulated, `child` being the first to send a message."""
         shape = self._storage.shape(self._graph.shapes[parent])
         if parent in self.parameters:
             self.gradients[parent] = Place(parent, shape, self._storage.dtype)
             return self.gradients[parent]
-        senders = [name for name in self._graph.children[parent] if name in concerned]
-        if child.operation.elementwise and len(senders) == 1 and child.name != self._loss:
-            return child_signal  # the child's own error signal has done its work then
+        if child.operation.elementwise and child.name != self._loss:
+            return child_signal  # which has done its work with this, its only message; dL/dL is for every run
         return self._storage.buffer(self._graph.shapes[parent])
 
     def _operands(self, node: Node) -> tuple[Array | Place, ...]:

@@ -88,6 +88,12 @@ def test_the_bits_do_not_depend_on_the_cuts(spec):
         np.testing.assert_array_equal(whole, cut)
 
 
+def test_plain_sgd_may_work_in_place():
+    optimizer, w, g = make_optimizer(OptimizerSpec("sgd", 0.5)), np.array([1.0, 2.0]), np.array([2.0, -2.0])
+    optimizer.update(1, 0.5, w, g, (), w, ())
+    np.testing.assert_array_equal(w, [0.0, 3.0])
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=identity)
 def test_no_allocation(spec):
     optimizer = make_optimizer(spec)
