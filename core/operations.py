@@ -140,7 +140,6 @@ class WeightedSum(Operation):
     The sum is taken in float64, whatever the plan's dtype.
     """
 
-    reads_parents = True
     dtype = np.float64
 
     def shape(self, *parents: Shape) -> Shape:
