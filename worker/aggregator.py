@@ -14,7 +14,7 @@ from core.optimizers import make_optimizer
 from core.schedules import learning_rate
 from worker.errors import Diverged, StepRefused
 from worker.plan import ShardReport, StepPlan, StepReport
-from worker.reduction import clip_factor, mean_block, norm
+from worker.reduction import clip_factor, is_finite, mean_block, norm
 
 Array = NDArray[Any]
 REPORTS_KEPT = 64  # more than any trainer chains ahead
@@ -27,7 +27,7 @@ class ParameterAggregator:
     """
 
     def __init__(self) -> None:
-        self.committed = 0
+        self.committed = 0  # the last step that was applied
 
     def begin(self, plan: StepPlan, seed: int) -> Array:
         """Take the job on, at step 0 with the initial parameters of `seed`; returns them, (P,)."""
@@ -54,10 +54,6 @@ class ParameterAggregator:
         """The committed parameters ("current") or the kept ones ("best"), (P,): read them before the next step."""
         return self._best if which == "best" else self._buffers[self.committed % 2][0]
 
-    def committed_step(self) -> int:
-        """The last step that was applied; 0 before the first."""
-        return self.committed
-
     def keep_best(self) -> None:
         """Keep the committed parameters as the best."""
         self._best[...] = self.parameters()
@@ -65,8 +61,8 @@ class ParameterAggregator:
     def apply(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> StepReport:
         """Commit `step`, from the shards' gradients (P,) and reports, both in shard order.
 
-        Raises StepRefused unless `step` follows the committed one; Diverged, with nothing committed, when a loss or the
-        mean gradient is not finite.
+        Raises StepRefused unless `step` follows the committed one; Diverged, with nothing committed, when a loss, the
+        mean gradient or a new parameter is not finite.
         """
         if step != self.committed + 1:
             raise StepRefused(step, self.committed)
@@ -109,4 +105,6 @@ class ParameterAggregator:
                 np.multiply(gradient, factor, out=gradient)
             state, new_state = list(old[1:, block]), list(new[1:, block])
             self._optimizer.update(step, rate, old[0, block], gradient, state, new[0, block], new_state)
+            if not is_finite(new[0, block]):
+                raise Diverged(step, None, "weight vector")
         return rate

@@ -1,7 +1,7 @@
 """What goes wrong in the data plane, as one tree. Raw arguments go to `Exception`: all of it survives pickling.
 
 WorkerError
- ├─ Diverged         a loss or gradient stopped being a number
+ ├─ Diverged         loss, gradient or weights stopped being numbers
  ├─ StepRefused      a step that does not follow the committed one
  ├─ RemoteLost       a process of the exchange died
  ├─ TooManyFailures  workers die faster than a job may go on with
@@ -17,15 +17,15 @@ class WorkerError(Exception):
 
 
 class Diverged(WorkerError):
-    """In `step` the `what` of `shard` was infinite or not a number; None: only the sum over the shards was."""
+    """In `step` the `what` of `shard` was infinite or not a number; None: not that of a single shard."""
 
     def __init__(self, step: int, shard: int | None, what: str) -> None:
         super().__init__(step, shard, what)
         self.step, self.shard, self.what = step, shard, what
 
     def __str__(self) -> str:
-        place = "the sum over all shards" if self.shard is None else f"shard {self.shard}"
-        return f"step {self.step}: the {self.what} of {place} is not finite"
+        place = "" if self.shard is None else f" of shard {self.shard}"
+        return f"step {self.step}: the {self.what}{place} is not finite"
 
 
 class StepRefused(WorkerError):

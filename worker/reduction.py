@@ -31,6 +31,12 @@ def mean_block(slots: Sequence[Array], block: slice, divisor: float, out: Array)
         return float(np.dot(out, out))
 
 
+def is_finite(values: Array) -> bool:
+    """Whether the sum of `values` is finite: not when one of them is not, nor beyond the dtype's range."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(values.sum()))
+
+
 def norm(square_sums: Iterable[float]) -> float:
     """The norm of a vector from the square sums of its blocks, combined in their order."""
     total = 0.0

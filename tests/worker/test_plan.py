@@ -79,7 +79,7 @@ MESSAGES = [
 ]
 ERRORS = [
     (errors.Diverged(7, 2, "loss"), "step 7: the loss of shard 2 is not finite"),
-    (errors.Diverged(7, None, "gradient"), "step 7: the gradient of the sum over all shards is not finite"),
+    (errors.Diverged(7, None, "gradient"), "step 7: the gradient is not finite"),
     (errors.StepRefused(5, 3), "step 5 does not follow step 3, the committed one"),
     (errors.RemoteLost("w1"), "a process of the exchange died: w1"),
     (errors.TooManyFailures(31, 60.0), "31 workers were lost within 60 s"),
