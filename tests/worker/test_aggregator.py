@@ -107,7 +107,7 @@ def diverging(what: str) -> tuple[list[np.ndarray], list[ShardReport]]:
 
 
 # A rate at which a finite gradient can lead to an infinite weight.
-STEEP = OptimizerSpec("sgd", 1e20, momentum=0.9)
+STEEP = OptimizerSpec("sgd", 1e21, momentum=0.9)
 
 
 @pytest.mark.parametrize(
