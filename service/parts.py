@@ -15,6 +15,7 @@ from typing import Any
 
 PARTS = ("controller", "ray", "mlflow")
 STALE_SECONDS = 10.0
+RAY_LOST = 75  # the controller's exit code when Ray is gone
 
 
 @dataclass(frozen=True)

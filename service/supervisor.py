@@ -40,7 +40,6 @@ from service.supervised_part import SupervisedPart
 API_FIRST_SECONDS = 3.0
 API_GRACE, CONTROLLER_GRACE, RAY_GRACE, MLFLOW_GRACE = 4.0, 4.0, 0.0, 3.0
 END_SECONDS = 10.0  # the longer of each pair, and what killing takes
-RAY_LOST = 75  # the controller's exit code when it has lost Ray
 SILENT_SECONDS = 60.0
 API_ATTEMPTS = 3
 
@@ -174,7 +173,7 @@ class Supervisor:
             self._sweep_orphans()
             if part is self.ray:
                 self.controller.restart()
-            if part is self.controller and part.ended_with == RAY_LOST and self.ray is not None:
+            if part is self.controller and part.ended_with == parts.RAY_LOST and self.ray is not None:
                 self._restart_if_old(self.ray)
         self._look_at_status()
         if (pids := self._pids()) != self.pids:

@@ -35,6 +35,7 @@ from mlflow.entities import (
     RunTag,
     ViewType,
 )
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
@@ -57,6 +58,7 @@ from service.tracked import (
 )
 
 METRICS_PER_BATCH = 1000
+MODELS_PER_PAGE = 1000
 PARAMETERS_PER_BATCH = 100
 VALUE_LENGTH = 6000
 DIGEST_LENGTH = 36
@@ -174,18 +176,16 @@ class Tracking:
     @translated
     def production(self, names: Iterable[str]) -> dict[str, int | None]:
         """Where each model's alias `production` points; a model that MLflow does not know is left out."""
-        found: dict[str, int | None] = {}
-        for name in names:
-            try:
-                found[name] = self._production(name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
+        wanted, found, token = set(names), {}, None
+        while wanted:
+            page = self.client.search_registered_models(max_results=MODELS_PER_PAGE, page_token=token)
+            found.update({model.name: _pointed_at(model) for model in page if model.name in wanted})
+            if not (token := page.token):
+                break
         return found
 
     def _production(self, name: str) -> int | None:
-        version = self.client.get_registered_model(name).aliases.get(PRODUCTION)
-        return None if version is None else int(version)
+        return _pointed_at(self.client.get_registered_model(name))
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -228,6 +228,11 @@ class Tracking:
             self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         self.client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, registration.step)])
         return str(model.model_id)
+
+
+def _pointed_at(model: RegisteredModel) -> int | None:
+    version = model.aliases.get(PRODUCTION)
+    return None if version is None else int(version)
 
 
 def _dataset_input(description: RunDescription) -> DatasetInput:

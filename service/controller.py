@@ -1,0 +1,120 @@
+"""The controller's process: one loop that turns the jobs, one thread that talks to MLflow, and signs of life.
+
+It is crash-only. When Ray is lost it ends with RAY_LOST; the supervisor starts Ray and another controller, which takes
+over the leases, since the owner is the home and not the process. API and controller meet in the store alone.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from types import FrameType
+
+from service.artifacts import ArtifactStore
+from service.job_keeper import JobKeeper
+from service.migrate import migrate
+from service.parts import RAY_LOST, Part, run_folder, write_parts
+from service.ports import listens
+from service.publisher import MlflowServer, Publisher
+from service.settings import Settings
+from service.store import Store
+from worker.cluster import Cluster
+from worker.errors import ClusterLost
+
+log = logging.getLogger(__name__)
+TURN_SECONDS = 0.15
+SIGN_SECONDS = 1.0
+RAY_START_SECONDS = 60.0
+BUG = 70  # exit code
+
+
+class Controller:
+    """Everything of the process. SIGTERM or SIGINT ends it after the turn it is in."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens the store, whose schema is brought up to date if need be."""
+        self.settings = settings
+        migrate(settings.database_url)
+        self.store = Store(settings.database_url)
+        self.artifacts = ArtifactStore(settings.artifacts)
+        self.publisher = Publisher(self.store, self.artifacts, self._connect_mlflow)
+        self.stopping = threading.Event()
+        self.began = time.time()
+        self.ray = Part("starting", self.began, f"joining {settings.ray_address}")
+        self._signed_at = 0.0
+
+    def run(self) -> int:
+        """Runs until `stopping` is set; returns the exit code. In the main thread, as `ray.init` needs it."""
+        self._handle_signals()
+        run_folder(self.settings.home).mkdir(exist_ok=True)
+        self.artifacts.sweep()
+        self.publisher.start()
+        try:
+            keeper = self._join_ray()
+            while keeper is not None and not self.stopping.wait(TURN_SECONDS):
+                self._sign_of_life()
+                if not self.publisher.is_alive():
+                    log.error("the publisher has ended; its error stands above")
+                    return BUG
+                keeper.turn()
+        except ClusterLost as error:
+            log.error("%s", error)
+            return RAY_LOST
+        return 0
+
+    def _handle_signals(self) -> None:
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            self.stopping.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    def _connect_mlflow(self) -> MlflowServer:
+        from service.tracking import Tracking  # here, in the publisher's thread: it takes seconds
+
+        return Tracking(self.settings.mlflow_url)
+
+    def _join_ray(self) -> JobKeeper | None:
+        """Waits for Ray, joins it, takes over the jobs; None: asked to stop meanwhile. Raises ClusterLost."""
+        address = self.settings.ray_address or ""
+        host, _, port = address.rpartition(":")
+        deadline = time.monotonic() + RAY_START_SECONDS
+        while not listens(host, int(port)):
+            self._sign_of_life()
+            if self.stopping.wait(0.1):
+                return None
+            if time.monotonic() > deadline:
+                raise ClusterLost(f"nothing listens on {address}")
+        cluster = Cluster(address, self.settings.trainer_orphan_seconds)
+        self._handle_signals()  # again: joining puts handlers of Ray's in their place
+        owner = f"{socket.gethostname()}:{self.settings.home}"
+        keeper = JobKeeper(self.store, cluster, self.artifacts, self.settings, owner)
+        keeper.adopt()
+        self.ray = Part("up", time.time())
+        log.info("joined %s", address)
+        return keeper
+
+    def _sign_of_life(self) -> None:
+        """Tells how the parts are, once a second."""
+        if time.monotonic() - self._signed_at > SIGN_SECONDS:
+            parts = {"controller": Part("up", self.began), "ray": self.ray, "mlflow": self.publisher.part}
+            write_parts(self.settings.home, parts, time.time())
+            self._signed_at = time.monotonic()
+
+
+def main() -> int:
+    """The process. Returns its exit code, if it gets so far."""
+    settings = Settings.from_environment(os.environ)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    code = Controller(settings).run()
+    log.info("ends with %d", code)
+    logging.shutdown()
+    # Not sys.exit: leaving Ray in order may take seconds, more when it is dead, and MLflow's thread may be in a call.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
