@@ -1,0 +1,111 @@
+"""/v1/datasets: upload, list, show, delete."""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import answers, uploads
+from service.answers import Answer
+from service.context import Context, context
+from service.errors import ApiError, NotFound
+from service.idempotency import create_once, new_id
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+Parts = Annotated[Context, Depends(context)]
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "name": {"type": "string"},
+                        "columns": {"type": "string", "description": "JSON: column types by name"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", status_code=201, openapi_extra=_FORM)
+async def upload(request: Request, parts: Parts, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
+    """Upload a table as CSV. 201: it is `ready`, or still `processing`; 422: it is broken, and nothing is kept."""
+    async with request.form(max_files=1, max_fields=10) as form:
+        file, name, columns = form.get("file"), form.get("name"), form.get("columns")
+        for field in form:
+            if field not in ("file", "name", "columns"):
+                raise ApiError(422, "invalid_request", f"{field} is not a known field of an upload", field)
+        if not isinstance(file, UploadFile):
+            raise ApiError(422, "invalid_request", "file: expected a file, as multipart/form-data", "file")
+        chosen = uploads.checked_name(str(name) if name else Path(file.filename or "dataset").stem)
+        types = uploads.checked_columns(str(columns) if columns else None)
+        dataset_id = new_id("ds")
+        folder = parts.settings.datasets / dataset_id
+        try:
+            sha256 = await run_in_threadpool(
+                uploads.save, file.file, folder / "upload", parts.settings.max_upload_bytes
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    known = f"{sha256} {chosen} {types}"
+    return await _create(parts, idempotency_key, known, dataset_id, chosen, types)
+
+
+async def _create(
+    parts: Context, key: str | None, body: str, dataset_id: str, name: str, types: dict[str, str] | None
+) -> Answer:
+    loop = asyncio.get_running_loop()
+
+    def create(resource_id: str) -> tuple[int, answers.Json]:
+        parts.store.create_dataset(resource_id, name, "csv")
+        checked = asyncio.run_coroutine_threadsafe(uploads.check(parts, resource_id, types), loop)
+        return 201, answers.dataset(checked.result())
+
+    def find(resource_id: str) -> answers.Json | None:
+        return None if resource_id == dataset_id else answers.dataset(parts.store.get_dataset(resource_id))
+
+    try:
+        return await run_in_threadpool(create_once, parts.store, key, "/v1/datasets", body, dataset_id, create, find)
+    finally:
+        if not await run_in_threadpool(_exists, parts, dataset_id):
+            shutil.rmtree(parts.settings.datasets / dataset_id, ignore_errors=True)
+
+
+def _exists(parts: Context, dataset_id: str) -> bool:
+    try:
+        return parts.store.get_dataset(dataset_id).id == dataset_id
+    except NotFound:
+        return False
+
+
+@router.get("")
+def list_datasets(parts: Parts, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Response:
+    """All datasets, newest first."""
+    return Answer(answers.page(parts.store.list_datasets(limit, after), answers.dataset))
+
+
+@router.get("/{dataset}")
+def show_dataset(parts: Parts, dataset: str) -> Response:
+    """One dataset, by id or name."""
+    return Answer(answers.dataset(parts.store.get_dataset(dataset)))
+
+
+@router.delete("/{dataset}", status_code=204)
+def delete_dataset(parts: Parts, dataset: str) -> Response:
+    """Delete a dataset that no job needs any more."""
+    deleted = parts.store.delete_dataset(dataset)
+    shutil.rmtree(parts.settings.datasets / deleted.id, ignore_errors=True)
+    return Response(status_code=204)

@@ -1,0 +1,137 @@
+"""/v1/jobs: submit, dry run, list, show, cancel, delete, metrics."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import answers
+from service.answers import Answer
+from service.bodies import read_object, validated
+from service.context import Context, context
+from service.errors import ApiError, NotFound, SpecError
+from service.idempotency import create_once, new_id
+from service.job_state import STATUSES
+from service.records import DatasetRecord, JobRecord
+from service.resolve import Resolved, resolve
+from service.schemas import JobSpec
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+Parts = Annotated[Context, Depends(context)]
+_SCHEMA = {"schema": JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": _SCHEMA, "application/yaml": _SCHEMA}}}
+
+
+@router.post("", status_code=201, openapi_extra=_BODY)
+async def submit(
+    request: Request,
+    parts: Parts,
+    dry_run: bool = False,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Submit a job; with `dry_run`, check everything and answer with the plan."""
+    data, sha256 = await read_object(request)
+    return await run_in_threadpool(_submit, parts, data, sha256, dry_run, idempotency_key)
+
+
+def _submit(parts: Context, data: dict[str, Any], sha256: str, dry_run: bool, key: str | None) -> Answer:
+    spec = validated(JobSpec, data)
+
+    def create(job_id: str) -> tuple[int, answers.Json]:
+        dataset, resolved = _resolve(parts, spec)
+        record = parts.store.create_job(
+            job_id,
+            resolved.spec["name"],
+            dataset.id,
+            resolved.spec,
+            resolved.plan,
+            spec.metadata,
+            resolved.model_name,
+        )
+        return 201, job_answer(parts, record)
+
+    def find(job_id: str) -> answers.Json | None:
+        try:
+            return job_answer(parts, parts.store.get_job(job_id))
+        except NotFound:
+            return None
+
+    if dry_run:
+        return Answer(_resolve(parts, spec)[1].plan)
+    return create_once(parts.store, key, "/v1/jobs", sha256, new_id("job"), create, find)
+
+
+def _resolve(parts: Context, spec: JobSpec) -> tuple[DatasetRecord, Resolved]:
+    try:
+        dataset = parts.store.get_dataset(spec.dataset)
+    except NotFound as error:
+        raise SpecError("dataset", f"there is no dataset {spec.dataset!r}; upload it first") from error
+    if dataset.status == "processing":
+        message = f"{dataset.name} is still being checked; try again in a moment"
+        raise ApiError(409, "dataset_not_ready", message, "dataset", headers={"Retry-After": "2"})
+    if dataset.status == "failed":
+        raise SpecError("dataset", f"{dataset.name} could not be read: {(dataset.error or {}).get('message')}")
+    known = {"id": dataset.id, "name": dataset.name, "rows": dataset.rows, "columns": dataset.columns}
+    return dataset, resolve(spec, known, parts.limits)
+
+
+def job_answer(parts: Context, record: JobRecord) -> answers.Json:
+    """A job as the API shows it."""
+    production = {}
+    if record.model_version is not None and record.model_name is not None:
+        production[record.model_name] = parts.store.get_model(record.model_name).production_version
+    return answers.job(record, production, parts.settings.mlflow_url)
+
+
+@router.get("")
+def list_jobs(
+    request: Request,
+    parts: Parts,
+    status: str | None = None,
+    name: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Response:
+    """Jobs, newest first; filtered by status, name and `metadata[key]=value`."""
+    if status is not None and status not in STATUSES:
+        raise ApiError(
+            422, "invalid_request", f"status: expected one of {', '.join(STATUSES)}; got {status!r}", "status"
+        )
+    metadata = {
+        key[len("metadata[") : -1]: value
+        for key, value in request.query_params.items()
+        if key.startswith("metadata[") and key.endswith("]")
+    }
+    found = parts.store.list_jobs(limit, after, status, name, metadata)
+    production = {model.name: model.production_version for model in parts.store.all_models()}
+    return Answer(answers.page(found, lambda job: answers.job(job, production, parts.settings.mlflow_url)))
+
+
+@router.get("/{job_id}")
+def show_job(parts: Parts, job_id: str) -> Response:
+    """One job."""
+    return Answer(job_answer(parts, parts.store.get_job(job_id)))
+
+
+@router.post("/{job_id}/cancel", status_code=202)
+def cancel_job(parts: Parts, job_id: str) -> Response:
+    """Ask a job to stop; repeatable."""
+    return Answer(job_answer(parts, parts.store.request_cancel(job_id)), 202)
+
+
+@router.delete("/{job_id}", status_code=204)
+def delete_job(parts: Parts, job_id: str) -> Response:
+    """Delete an ended job, with its events and metrics. Its run and its model stay."""
+    parts.store.delete_job(job_id)
+    return Response(status_code=204)
+
+
+@router.get("/{job_id}/metrics")
+def show_metrics(
+    parts: Parts, job_id: str, max_points: Annotated[int | None, Query(ge=1, le=1_000_000)] = None
+) -> Response:
+    """Every series of the job, against the committed step."""
+    parts.store.get_job(job_id)
+    return Answer(answers.metrics(parts.store.metric_series(job_id), max_points))

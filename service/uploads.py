@@ -1,0 +1,136 @@
+"""An upload on its way to being a dataset: on the disk, checked by a subprocess, recorded; or gone without a trace."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from service.context import Context
+from service.errors import ApiError
+from service.fields import NAME, NAME_RULE
+from service.ingest import IngestError, ingest
+from service.records import DatasetRecord
+from service.store import Store
+
+log = logging.getLogger(__name__)
+COLUMN_TYPES = ("integer", "number", "boolean", "text")
+_PIECE = 1 << 20
+
+
+def checked_name(name: str) -> str:
+    """`name` as a dataset's; ApiError when it cannot be one."""
+    if NAME.fullmatch(name) is None:
+        raise ApiError(422, "invalid_request", f"name: expected {NAME_RULE}; got {name[:80]!r}", "name")
+    return name
+
+
+def checked_columns(text: str | None) -> dict[str, str] | None:
+    """The form field `columns`: a JSON object of types by column name."""
+    if text is None or not text.strip():
+        return None
+    try:
+        columns = json.loads(text)
+    except ValueError as error:
+        raise ApiError(422, "invalid_request", f"columns: not JSON: {error}", "columns") from error
+    expected = f'columns: expected {{"name": "type"}}, the type one of {", ".join(COLUMN_TYPES)}'
+    if not isinstance(columns, dict):
+        raise ApiError(422, "invalid_request", expected, "columns")
+    for name, kind in columns.items():
+        if kind not in COLUMN_TYPES:
+            raise ApiError(422, "invalid_request", f"{expected}; got {kind!r}", f"columns.{name}")
+    return columns
+
+
+def save(source: BinaryIO, target: Path, most: int) -> str:
+    """Copy the upload to `target`; returns its SHA-256. ApiError too_large, disk_full."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        target.parent.mkdir(parents=True)
+        with target.open("xb") as file:
+            while piece := source.read(_PIECE):
+                size += len(piece)
+                if size > most:
+                    raise ApiError(413, "too_large", f"the file is larger than {most:,} bytes", "file", {"limit": most})
+                digest.update(piece)
+                file.write(piece)
+    except OSError as error:
+        raise ApiError(507, "disk_full", f"the upload cannot be stored: {error.strerror}", "file") from error
+    return digest.hexdigest()
+
+
+async def check(context: Context, dataset_id: str, columns: dict[str, str] | None) -> DatasetRecord:
+    """Wait for the check of a stored upload as long as the settings say; it goes on behind, if it is not done then.
+
+    ApiError invalid_dataset, with nothing kept, when it ends with a refusal in time.
+    """
+    work = asyncio.create_task(asyncio.to_thread(_ingest, context, dataset_id, columns))
+    done, _ = await asyncio.wait({work}, timeout=context.settings.upload_wait_seconds)
+    if done:
+        error = work.result()
+        if error is not None:
+            forget(context, dataset_id)
+            raise _refusal(error)
+        return await asyncio.to_thread(context.store.get_dataset, dataset_id)
+    work.add_done_callback(lambda ended: _finish_late(context, dataset_id, ended))
+    _at_work.add(work)
+    work.add_done_callback(_at_work.discard)
+    return await asyncio.to_thread(context.store.get_dataset, dataset_id)
+
+
+_at_work: set[asyncio.Task[Any]] = set()  # asyncio itself holds tasks only weakly
+
+
+def forget(context: Context, dataset_id: str) -> None:
+    """Leave nothing of an upload: no row, no folder."""
+    context.store.forget_dataset(dataset_id)
+    shutil.rmtree(context.settings.datasets / dataset_id, ignore_errors=True)
+
+
+def sweep(store: Store, folder: Path) -> None:
+    """After a start: what uploads that a crash cut off have left, and the folders of no dataset."""
+    for record in store.processing_datasets():
+        store.forget_dataset(record.id)
+    known = set()
+    after: str | None = None
+    while True:
+        page = store.list_datasets(100, after)
+        known |= {record.id for record in page.data}
+        if not page.has_more:
+            break
+        after = page.data[-1].id
+    for path in folder.iterdir():
+        if path.name not in known:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _ingest(context: Context, dataset_id: str, columns: dict[str, str] | None) -> IngestError | None:
+    folder = context.settings.datasets / dataset_id
+    try:
+        found = ingest(folder, "csv", columns)
+    except IngestError as error:
+        return error
+    (folder / "upload").unlink(missing_ok=True)  # the columns are what counts from now on
+    context.store.finish_dataset(dataset_id, found)
+    return None
+
+
+def _finish_late(context: Context, dataset_id: str, work: asyncio.Task[IngestError | None]) -> None:
+    if work.cancelled():
+        return
+    if (raised := work.exception()) is not None:
+        log.error("checking %s", dataset_id, exc_info=raised)
+        error: dict[str, Any] = {"code": "internal", "message": "an unexpected error; the log tells more"}
+    elif (refused := work.result()) is not None:
+        error = {"code": refused.code, "message": str(refused), **refused.details()}
+    else:
+        return
+    context.store.fail_dataset(dataset_id, error)
+    shutil.rmtree(context.settings.datasets / dataset_id, ignore_errors=True)
+
+
+def _refusal(error: IngestError) -> ApiError:
+    status = {"too_large": 413, "disk_full": 507, "internal": 500}.get(error.code, 422)
+    return ApiError(status, error.code, str(error), "file", error.details())
