@@ -120,6 +120,19 @@ def test_attaching_holds_the_process_to_the_plans_threads(make_step_plan: MakeSt
         assert {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"} == {threads}
 
 
+def test_attaching_forgets_a_job_that_nobody_ended(make_step_plan: MakeStepPlan) -> None:
+    """Its trainer was lost."""
+    worker = GradientWorker()
+    found = []
+    for seed in (0, 1):
+        plan, _ = make_step_plan(seed=seed)
+        parameters = initial_parameters(plan.network, 3)
+        worker.attach(plan)
+        found.append(worker.gradients(1, (1,), parameters)[0].tobytes())
+        assert found[-1] == attached(plan).gradients(1, (1,), parameters)[0].tobytes()
+    assert found[0] != found[1]
+
+
 def test_a_worker_goes_from_job_to_job(make_step_plan: MakeStepPlan) -> None:
     worker = GradientWorker()
     for table, dtype in (("classes", "float32"), ("values", "float64"), ("classes", "float32")):
