@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 TURN_SECONDS = 0.15
 SIGN_SECONDS = 1.0
 RAY_START_SECONDS = 60.0
+PUBLISHER_DELAY_SECONDS = 10.0
 BUG = 70  # exit code
 
 
@@ -51,11 +52,11 @@ class Controller:
         self._handle_signals()
         run_folder(self.settings.home).mkdir(exist_ok=True)
         self.artifacts.sweep()
-        self.publisher.start()
         try:
             keeper = self._join_ray()
             while keeper is not None and not self.stopping.wait(TURN_SECONDS):
                 self._sign_of_life()
+                self._start_publisher()
                 if not self.publisher.is_alive():
                     log.error("the publisher has ended; its error stands above")
                     return BUG
@@ -77,16 +78,23 @@ class Controller:
 
         return Tracking(self.settings.mlflow_url)
 
+    def _start_publisher(self) -> None:
+        """Once Ray is there, or is long in coming: importing MLflow takes seconds that jobs would wait for."""
+        if self.publisher.ident is None:
+            self.publisher.start()
+
     def _join_ray(self) -> JobKeeper | None:
         """Waits for Ray, joins it, takes over the jobs; None: asked to stop meanwhile. Raises ClusterLost."""
         address = self.settings.ray_address or ""
         host, _, port = address.rpartition(":")
-        deadline = time.monotonic() + RAY_START_SECONDS
+        begun = time.monotonic()
         while not listens(host, int(port)):
             self._sign_of_life()
             if self.stopping.wait(0.1):
                 return None
-            if time.monotonic() > deadline:
+            if time.monotonic() - begun > PUBLISHER_DELAY_SECONDS:
+                self._start_publisher()
+            if time.monotonic() - begun > RAY_START_SECONDS:
                 raise ClusterLost(f"nothing listens on {address}")
         cluster = Cluster(address, self.settings.trainer_orphan_seconds)
         self._handle_signals()  # again: joining puts handlers of Ray's in their place

@@ -33,6 +33,7 @@ from service.tracked import (
 log = logging.getLogger(__name__)
 PASS_SECONDS = 0.3
 ALIAS_SECONDS = 3.0
+START_SECONDS = 60.0  # how long an MLflow that was never seen yet counts as starting
 WAITING, REFUSES = "waiting for MLflow since", "MLflow refuses"
 POINTS_PER_CALL = 1000
 
@@ -87,12 +88,15 @@ class Publisher(threading.Thread):
             self._is("down", str(error))
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.part.since))
             for job in jobs:
-                self._say(job, f"{WAITING} {since}")
+                if self.part.state == "down" or job.result is not None:  # one that trains need not know of a start
+                    self._say(job, f"{WAITING} {since}")
 
     def _is(self, state: str, detail: str = "") -> None:
+        if state == "down" and self.part.state == "starting" and time.time() - self.part.since < START_SECONDS:
+            state = "starting"
         if self.part.state != state:
             log.log(logging.INFO if state == "up" else logging.WARNING, "MLflow is %s %s", state, detail)
-            self.part = Part(state, time.time(), detail)
+            self.part = Part(state, time.time(), detail[:200])
 
     def _say(self, job: JobRecord, reason: str | None) -> None:
         """Why the job waits, of those that have news for MLflow: others may be waiting for something else."""

@@ -39,6 +39,10 @@ class SupervisedPart:
         self.child = Child(self.build(), self.log, self.grace)
         self._started_at = time.monotonic()
 
+    def start_in(self, seconds: float) -> None:
+        """Has a later `look` start it, when so much time has passed."""
+        self._start_at = time.monotonic() + seconds
+
     def age(self) -> float:
         """Seconds since the last start."""
         return time.monotonic() - self._started_at

@@ -38,6 +38,7 @@ from service.settings import Settings
 from service.supervised_part import SupervisedPart
 
 API_FIRST_SECONDS = 3.0
+MLFLOW_DELAY_SECONDS = 2.5
 API_GRACE, CONTROLLER_GRACE, RAY_GRACE, MLFLOW_GRACE = 4.0, 4.0, 0.0, 3.0
 END_SECONDS = 10.0  # the longer of each pair, and what killing takes
 SILENT_SECONDS = 60.0
@@ -146,9 +147,12 @@ class Supervisor:
             self._pause(wakeup, 0.02)
 
     def _start_rest(self) -> None:
-        for part in self.parts():
-            if part is not self.api:
+        """Ray and the controller now; MLflow, which only a job's end needs, when they no longer want the processors."""
+        for part in (self.ray, self.controller):
+            if part is not None:
                 part.start()
+        if self.mlflow is not None:
+            self.mlflow.start_in(MLFLOW_DELAY_SECONDS)
 
     def _look_at_api(self) -> None:
         if (happened := self.api.look()) is not None:
