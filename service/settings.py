@@ -42,6 +42,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("FALLLINE_MAX_BODY_BYTES", "33554432", "largest request body other than an upload, in bytes"),
     Setting("FALLLINE_MAX_PARAMETERS", "100000000", "largest network, in parameters"),
     Setting("FALLLINE_LOADED_MODELS", "16", "model versions that the API keeps in memory"),
+    Setting("FALLLINE_URL", "", "where client and command line look for the service; empty: where it runs on the home"),
     Setting("FALLLINE_LOG_LEVEL", "info", "debug, info, warning or error"),
 )
 _DEFAULTS = {setting.name: setting.default for setting in SETTINGS}

@@ -1,0 +1,47 @@
+"""`serve`, `demo`, `doctor`: what concerns the service itself."""
+
+import os
+import sys
+
+import click
+
+from service.commands.common import print_json
+
+
+@click.command()
+def serve() -> None:
+    """Run the service: API, controller, Ray and MLflow. Ctrl-C ends it.
+
+    Settings come from FALLLINE_* variables (docs/settings.md).
+    """
+    from service import supervisor
+    from service.errors import ServiceError
+    from service.settings import Settings
+
+    try:
+        sys.exit(supervisor.serve(Settings.from_environment(os.environ)))
+    except ServiceError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command()
+def demo() -> None:
+    """From nothing to a prediction: start a service, train on a real dataset, deploy, predict, stop everything."""
+    from service.demo import run_demo
+
+    sys.exit(run_demo())
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def doctor(as_json: bool) -> None:
+    """Look at what the service needs, and at whether it runs. Exit code 1 when something is wrong."""
+    from service.doctor import examine
+
+    findings = examine(os.environ)
+    if as_json:
+        print_json([{"check": f.check, "ok": f.ok, "message": f.message} for f in findings])
+    else:
+        for finding in findings:
+            click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.message}")
+    sys.exit(0 if all(finding.ok for finding in findings) else 1)
