@@ -1,14 +1,24 @@
-"""Step plans over the small tables, as a trainer would make them."""
+"""Step plans over the small tables, as a trainer would make them, and an ObjectExchange's processes in memory."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from core.parameters import weights_sha256
+from worker.aggregator import ParameterAggregator
 from worker.dataset import PreparedDataset, prepare
-from worker.plan import StepPlan, TrainingPlan
+from worker.errors import RemoteLost
+from worker.gradient_worker import GradientWorker
+from worker.object_exchange import ObjectExchange
+from worker.plan import StepPlan, TrainerEvent, TrainingPlan
 from worker.sampling import Sampling
+
+SEED = 5
+STEPS = 12  # two epochs and a bit of the table `classes`
 
 MakeStepPlan = Callable[..., tuple[StepPlan, PreparedDataset]]
 
@@ -31,3 +41,146 @@ def make_step_plan(make_plan: Callable[..., TrainingPlan]) -> MakeStepPlan:
         )
 
     return make
+
+
+@dataclass
+class Reference:
+    """A call's result, or why there is none."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+@dataclass
+class MemoryRemote:
+    """A process of the test's: calls run at once, what goes in and out is pickled, and it dies when it is told to.
+
+    `dies(method, arguments)` is asked at each call: "before" it runs, "after" it has run (its result is lost then).
+    """
+
+    name: str
+    target: Any
+    dies: Callable[[str, tuple[Any, ...]], str] = lambda method, arguments: ""
+    alive: bool = True
+    ready: bool = True
+    calls: list[str] = field(default_factory=list)
+
+    def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
+        result = self._run(method, arguments)
+        if returns == 1:
+            return result
+        if result.error is not None:
+            return [result] * returns
+        assert len(result.value) == returns
+        return [Reference(part) for part in result.value]
+
+    def _run(self, method: str, arguments: tuple[Any, ...]) -> Reference:
+        for argument in arguments:
+            if isinstance(argument, Reference) and argument.error is not None:
+                return argument  # what it depends on is lost: the call does not run
+        fate = self.dies(method, arguments) if self.alive else ""
+        if fate == "before":
+            self.alive = False
+        if not self.alive:
+            return Reference(error=RemoteLost(self.name))
+        self.calls.append(method)
+        values = [shipped(a.value if isinstance(a, Reference) else a) for a in arguments]
+        try:
+            result = Reference(shipped(getattr(self.target, method)(*values)))
+        except Exception as error:
+            result = Reference(error=shipped(error))
+        if fate == "after":
+            self.alive = False
+            return Reference(error=RemoteLost(self.name))
+        return result
+
+
+def shipped(value: Any) -> Any:
+    """As it arrives in another process: a copy, and arrays are read-only."""
+    copy = pickle.loads(pickle.dumps(value))
+    for array in copy if isinstance(copy, tuple | list) else (copy,):
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    return copy
+
+
+@dataclass
+class MemoryTransport:
+    """Whatever `make(name)` gives is a worker."""
+
+    make: Callable[[str], MemoryRemote]
+    recruits: list[MemoryRemote] = field(default_factory=list)
+    dismissed: list[str] = field(default_factory=list)
+
+    def get(self, references: Sequence[Reference]) -> list[Any]:
+        for reference in references:
+            if reference.error is not None:
+                raise reference.error
+        return [reference.value for reference in references]
+
+    def is_alive(self, remote: MemoryRemote) -> bool:
+        return remote.alive
+
+    def is_ready(self, reference: Reference) -> bool:
+        return all(remote.ready for remote in self.recruits)
+
+    def recruit(self) -> MemoryRemote:
+        remote = self.make(f"recruit{len(self.recruits)}")
+        self.recruits.append(remote)
+        return remote
+
+    def dismiss(self, remote: MemoryRemote) -> None:
+        remote.alive = False
+        self.dismissed.append(remote.name)
+
+
+def plain(name: str) -> MemoryRemote:
+    return MemoryRemote(name, GradientWorker())
+
+
+@dataclass
+class Site:
+    """An ObjectExchange over `count` workers, with all that a test wants to look at or break."""
+
+    plan: StepPlan
+    count: int
+    transport: MemoryTransport = field(default_factory=lambda: MemoryTransport(plain))
+    aggregator: MemoryRemote = field(default_factory=lambda: MemoryRemote("aggregator", ParameterAggregator()))
+    events: list[TrainerEvent] = field(default_factory=list)
+    now: float = 1000.0
+
+    def __post_init__(self) -> None:
+        self.workers = [self.transport.make(f"w{k}") for k in range(self.count)]
+
+    def open(self) -> ObjectExchange:
+        return ObjectExchange(
+            self.plan, SEED, self.workers, self.aggregator, self.transport, self.events.append, lambda: self.now
+        )
+
+    def train(self) -> str:
+        """Opens, runs STEPS steps in chunks; the weights' hash."""
+        exchange = self.open()
+        for count in (1, STEPS - 3, 2):
+            exchange.run_steps(count)
+        return weights_sha256(exchange.parameters())
+
+
+@pytest.fixture
+def site() -> type[Site]:
+    return Site
+
+
+@pytest.fixture
+def plan(make_step_plan: MakeStepPlan) -> StepPlan:
+    return make_step_plan(data={"weight_column": "weight"})[0]
+
+
+@pytest.fixture
+def wanted(plan: StepPlan) -> str:
+    """The weights' hash after STEPS steps, by the plainest of programs."""
+    worker, aggregator = GradientWorker(), ParameterAggregator()
+    worker.attach(plan)
+    parameters = aggregator.begin(plan, SEED)
+    for step in range(1, STEPS + 1):
+        parameters, _ = aggregator.apply_parts(step, *worker.gradients(step, (0, 1, 2), parameters))
+    return weights_sha256(parameters)
