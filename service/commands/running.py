@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -25,10 +26,15 @@ def serve() -> None:
 
 
 @click.command()
-def demo() -> None:
+@click.option("--write-data", type=click.Path(dir_okay=False, path_type=Path), help="Only write the dataset, as CSV.")
+def demo(write_data: Path | None) -> None:
     """From nothing to a prediction: start a service, train on a real dataset, deploy, predict, stop everything."""
-    from service.demo import run_demo
+    from service.demo import run_demo, write_digits
 
+    if write_data is not None:
+        write_digits(write_data)
+        click.echo(f"{write_data} holds scikit-learn's digits: 64 pixels p0 to p63, and the label")
+        return
     sys.exit(run_demo())
 
 
