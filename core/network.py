@@ -18,7 +18,7 @@ from .metrics import metric_sums, zero_sums
 from .operations import Affine, WeightedSum
 from .parameters import ParameterLayout, RecentViews
 from .plan import Plan
-from .specification import Specification, require_choice, require_whole
+from .specification import Choice, Specification, make_kind, require_choice, require_kind, require_whole
 from .storage import ROWS, Array, Storage
 
 # Plans kept for numbers of rows: a training has two (full and last batch), a server one for each size of micro-batch.
@@ -34,7 +34,7 @@ class NetworkSpec(Specification):
     inputs: int
     outputs: int
     hidden: tuple[int, ...]
-    activation: str = "relu"
+    activation: str | Choice = "relu"  # a name, or {name: leaky_relu, negative_slope: 0.01}
     initializer: str = "auto"  # what suits the activation: he for relu's family, else glorot
     loss: str = "cross_entropy"
     dtype: str = "float32"
@@ -46,7 +46,7 @@ class NetworkSpec(Specification):
             raise SpecificationError("hidden", self.hidden, "a list of whole numbers")
         for units in self.hidden:
             require_whole("hidden", units, 1)
-        require_choice("activation", self.activation, ACTIVATIONS)
+        object.__setattr__(self, "activation", require_kind("activation", self.activation, ACTIVATIONS))
         require_choice("initializer", self.initializer, ("auto", *INITIALIZERS))
         require_choice("loss", self.loss, LOSSES)
         require_choice("dtype", self.dtype, ("float32", "float64"))
@@ -93,7 +93,7 @@ def network_graph(spec: NetworkSpec) -> Graph:
         nodes += [Node(layer, Affine(), previous, weights, bias)]
         if number < last:
             previous = f"hidden{number}"
-            nodes += [Node(previous, ACTIVATIONS[spec.activation](), layer)]
+            nodes += [Node(previous, make_kind(spec.activation, ACTIVATIONS), layer)]
     if spec.loss == "cross_entropy":
         nodes += [Input("targets", (ROWS,), np.int32), Node("predictions", Softmax(), "outputs")]
     else:
@@ -108,7 +108,7 @@ def initial_parameters(spec: NetworkSpec, seed: int) -> NDArray[Any]:
     layout = parameter_layout(network_graph(spec))
     flat = np.zeros(layout.size, spec.dtype)
     views = layout.views(flat)
-    suited = ACTIVATIONS[spec.activation].initializer
+    suited = make_kind(spec.activation, ACTIVATIONS).initializer
     initialize = INITIALIZERS[suited if spec.initializer == "auto" else spec.initializer]
     for number, (inputs, units) in enumerate(spec.layers, start=1):
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _INITIALIZATION, number))))

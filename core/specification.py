@@ -7,9 +7,17 @@ is a valid one, wherever it came from.
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 from .errors import SpecificationError
+
+T = TypeVar("T")
+
+
+def added(default: Any) -> Any:
+    """A field that came later: at its default it is left out of the JSON, whose hash then stays what it was."""
+    return dataclasses.field(default=default, metadata={"added": True})
 
 
 class Specification:
@@ -17,8 +25,11 @@ class Specification:
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name, in plain JSON types (a tuple becomes a list)."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if not field.metadata.get("added") or getattr(self, field.name) != field.default
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -31,6 +42,48 @@ class Specification:
             if name not in data and field.default is dataclasses.MISSING:
                 raise SpecificationError(name, None, "a value: the field is required")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something by name with some of its numbers, the others being its defaults: {name: leaky_relu, ...} in JSON."""
+
+    name: str
+    numbers: tuple[tuple[str, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and numbers side by side."""
+        return {"name": self.name, **dict(self.numbers)}
+
+
+def require_kind(field: str, value: Any, kinds: Mapping[str, type[Any]]) -> str | Choice:
+    """`value`, a name in `kinds` or a mapping of one with numbers, as a name or a Choice; it is known to be valid."""
+    if isinstance(value, Choice):
+        value = value.to_json()
+    if not isinstance(value, Mapping):
+        require_choice(field, value, kinds)
+        return str(value)
+    name, numbers = value.get("name"), tuple(sorted((key, number) for key, number in value.items() if key != "name"))
+    require_choice(f"{field}.name", name, kinds)
+    choice = Choice(str(name), numbers)
+    try:
+        make_kind(choice, kinds)
+    except SpecificationError as error:
+        raise SpecificationError(f"{field}.{error.field}", error.value, error.expected) from error
+    return choice if numbers else choice.name
+
+
+def make_kind(choice: str | Choice, kinds: Mapping[str, type[T]]) -> T:
+    """What `choice` names, made with its numbers; SpecificationError names one that it has no use for."""
+    if isinstance(choice, str):
+        return kinds[choice]()
+    kind: Any = kinds[choice.name]
+    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    for name, number in choice.numbers:
+        if name not in known:
+            raise SpecificationError(name, number, f"nothing: {choice.name} takes {', '.join(known) or 'no numbers'}")
+    made: T = kind(**dict(choice.numbers))
+    return made
 
 
 def require_choice(field: str, value: Any, choices: Iterable[str]) -> None:
@@ -63,3 +116,9 @@ def require_flag(field: str, value: Any) -> None:
     """Refuse `value` unless it is a bool."""
     if not isinstance(value, bool):
         raise SpecificationError(field, value, "true or false")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(element) for element in value]
+    return value.to_json() if isinstance(value, Specification | Choice) else value

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from scipy.special import erf, ndtr
 
-from core.activations import ACTIVATIONS
+from core.activations import ACTIVATIONS, ELU, LeakyReLU, Softplus
+from core.erf import normal_tail
 from core.graph import Graph, Input, Node, Parameter
 from core.operations import Affine, Multiply
 from core.plan import Plan
@@ -22,6 +24,7 @@ def oracle(name, x):
         "elu": lambda: np.where(x > 0, x, np.exp(x) - 1),
         "softplus": lambda: np.log(1 + np.exp(x)),
         "silu": lambda: x / (1 + np.exp(-x)),
+        "gelu": lambda: x * ndtr(x.astype(float)),
     }[name]()
 
 
@@ -99,3 +102,52 @@ def test_the_logistic_unit(run):
     value, gradients = run(graph_of("sigmoid", (2,)), {"x": x, "c": np.ones(2)}, "L")
     np.testing.assert_allclose(value, [0.5, 0.75], rtol=1e-15)
     np.testing.assert_allclose(gradients["x"], [0.25, 0.1875], rtol=1e-15)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(np.float32, 3e-7), (np.float64, 1e-14)])
+def test_erf_is_scipys(dtype, allowed):
+    x = np.concatenate([np.linspace(0, 12, 100_001), [1e4]]).astype(dtype)
+    tail, exponential, scratch = (np.empty_like(x) for _ in range(3))
+    normal_tail(tail, exponential, x, scratch)
+    exact = x.astype(float)
+    assert np.abs(1 - 2 * tail.astype(float) - erf(exact / np.sqrt(2))).max() < allowed
+    near = exact < 5
+    np.testing.assert_allclose(tail[near], ndtr(-exact[near]), rtol=5e-4 if dtype == np.float32 else 1e-8)
+    np.testing.assert_allclose(exponential[near], np.exp(-(exact[near] ** 2) / 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(np.float32, 1e-6), (np.float64, 1e-13)])
+def test_gelu_is_the_erf_form(dtype, allowed):
+    x = np.linspace(-9, 9, 20_001).astype(dtype)
+    plan = Plan(graph_of("gelu", x.shape), 1, Storage(dtype), (), "L")
+    plan.parameters["x"].bind(x)
+    plan.inputs["c"].bind(np.ones_like(x))
+    gradient = {"x": np.empty_like(x)}
+    plan.bind_gradients(gradient)
+    exact = x.astype(float)
+    assert np.abs(plan.forward("L") - exact * ndtr(exact)).max() < allowed
+    plan.backward()
+    density = np.exp(-(exact**2) / 2) / np.sqrt(2 * np.pi)
+    assert np.abs(gradient["x"] - (ndtr(exact) + exact * density)).max() < allowed
+
+
+@pytest.mark.parametrize(
+    ("activation", "formula"),
+    [
+        (LeakyReLU(0.2), lambda x: np.where(x > 0, x, 0.2 * x)),
+        (LeakyReLU(0.0), lambda x: np.where(x > 0, x, 0.0)),
+        (ELU(0.5), lambda x: np.where(x > 0, x, 0.5 * np.expm1(x))),
+        (ELU(2.0), lambda x: np.where(x > 0, x, 2.0 * np.expm1(x))),
+        (Softplus(3.0), lambda x: np.log1p(np.exp(3.0 * x)) / 3.0),
+        (Softplus(0.5), lambda x: np.log1p(np.exp(0.5 * x)) / 0.5),
+    ],
+    ids=str,
+)
+def test_numbers_of_activations(activation, formula, run, gradient_error):
+    graph = Graph(
+        Parameter("x", (4, 5)), Node("z", activation, "x"), Input("c", (4, 5)), Node("L", Multiply(), "z", "c")
+    )
+    arrays = {"x": RNG.uniform(0.1, 3, (4, 5)) * RNG.choice([-1.0, 1.0], (4, 5)), "c": RNG.normal(size=(4, 5))}
+    value, _ = run(graph, arrays, "L")
+    np.testing.assert_allclose(value, formula(arrays["x"]) * arrays["c"], rtol=1e-12)
+    assert gradient_error(graph, arrays, "L") < 1e-7

@@ -8,10 +8,12 @@ from core.errors import SpecificationError
 from core.network import NetworkSpec
 from core.optimizers import OptimizerSpec
 from core.schedules import ScheduleSpec
+from core.specification import Choice
 
 SPECS = [
     NetworkSpec(4, 3, (8, 5), "tanh", "glorot", "squared_error", "float64"),
     NetworkSpec(4, 3, ()),
+    NetworkSpec(4, 3, (8,), Choice("leaky_relu", (("negative_slope", 0.2),))),
     OptimizerSpec("sgd", 0.1, momentum=0.9, nesterov=True, clip_norm=1.0),
     OptimizerSpec("adamw", 1),
     ScheduleSpec("cosine", 0.05),
@@ -52,6 +54,11 @@ def test_missing_field_is_refused():
             ("hidden", "34"),
             ("activation", "selu?"),
             ("activation", None),
+            ("activation.name", {"name": "selu?"}),
+            ("activation.negative_slope", {"name": "leaky_relu", "negative_slope": 1.5}),
+            ("activation.beta", {"name": "leaky_relu", "beta": 1.0}),
+            ("activation.beta", {"name": "relu", "beta": 1.0}),
+            ("activation.beta", {"name": "softplus", "beta": "2"}),
             ("initializer", "ones"),
             ("loss", "hinge"),
             ("dtype", "float16"),
@@ -81,7 +88,7 @@ def test_missing_field_is_refused():
 def test_wrong_value_names_the_field(kind, valid, field, value):
     kind.from_json(valid)
     with pytest.raises(SpecificationError) as caught:
-        kind.from_json(valid | {field: value})
+        kind.from_json(valid | {field.partition(".")[0]: value})
     assert caught.value.field == field
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
@@ -89,3 +96,11 @@ def test_wrong_value_names_the_field(kind, valid, field, value):
 def test_limits_are_put_into_words():
     with pytest.raises(SpecificationError, match="a finite number of at least 0 and below 1"):
         ScheduleSpec("cosine", -1.0)
+
+
+def test_an_activation_with_numbers_has_one_form():
+    numbered = {"name": "softplus", "beta": 2.0}
+    spec = NetworkSpec(4, 3, (8,), numbered)
+    assert spec == NetworkSpec(4, 3, (8,), Choice("softplus", (("beta", 2.0),)))
+    assert spec.to_json()["activation"] == numbered
+    assert NetworkSpec(4, 3, (8,), {"name": "tanh"}).activation == "tanh"
