@@ -1,0 +1,101 @@
+"""The documentation is held against the code: what exists is in it, and what it links to exists."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from pydantic import BaseModel
+
+from service.app import create_app
+from service.cli import main
+from service.routes.unsupported import ROUTES
+from service.schemas import JobSpec, Section
+from service.settings import SETTINGS, Settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def commands(command: click.Command, path: str = "fallline") -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from commands(child, f"{path} {name}")
+    else:
+        yield path, command
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands(main)), ids=lambda value: str(value))
+def test_every_command_and_option_stands_in_the_docs(path: str, command: click.Command) -> None:
+    text = (DOCS / "cli.md").read_text()
+    assert f"`{path}" in text
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert f"`{parameter.opts[0]}" in text, f"{path}: {parameter.opts[0]}"
+
+
+def test_commands_of_later_parts_are_named() -> None:
+    text = (DOCS / "cli.md").read_text()
+    for name in ("jobs pause", "jobs resume", "models rollback", "models export", "replay", "verify", "keys"):
+        assert f"`{name}`" in text
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_stands_in_the_docs(setting: object) -> None:
+    line = f"| `{setting.name}` | {f'`{setting.default}`' if setting.default else ''} | {setting.meaning} |"  # type: ignore[attr-defined]
+    assert line in (DOCS / "settings.md").read_text()
+
+
+def test_no_setting_stands_in_the_docs_that_does_not_exist() -> None:
+    known = {setting.name for setting in SETTINGS}
+    for document in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        found = set(re.findall(r"FALLLINE_[A-Z_]*[A-Z]", document.read_text()))
+        assert found <= known, document
+
+
+def test_every_route_stands_in_the_docs(tmp_path: Path) -> None:
+    text = (DOCS / "api.md").read_text()
+    app = create_app(Settings.from_environment({"FALLLINE_HOME": str(tmp_path)}))
+    routes = [
+        (method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods if path != "/"
+    ]
+    assert len(routes) > 15
+    for method, path in [*routes, *ROUTES]:
+        assert f"`{method} {path}`" in text
+
+
+def fields(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        section = next((k for k in (kind, *getattr(kind, "__args__", ())) if _is_section(k)), None)
+        if section is not None and name not in ("features", "early_stopping"):
+            yield from fields(section, f"{path}{name}.")
+        else:
+            yield f"{path}{name}"
+
+
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def test_every_spec_field_stands_in_the_docs() -> None:
+    text = (DOCS / "spec.md").read_text()
+    found = list(fields(JobSpec))
+    assert "optimizer.learning_rate" in found
+    for path in found:
+        assert f"`{path}`" in text, path
+
+
+def test_every_direct_dependency_has_its_reason() -> None:
+    text = (DOCS / "dependencies.md").read_text()
+    for line in (ROOT / "requirements.in").read_text().splitlines():
+        if line and not line.startswith("#"):
+            assert f"| {line.split('[')[0]} |" in text
+
+
+@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *DOCS.rglob("*.md")], ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
