@@ -2,7 +2,7 @@
 
 import time
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, select, update
 
 from service.database import Database, record
 from service.errors import Conflict, InvalidTransition, NotFound
@@ -71,9 +71,15 @@ class JobStore:
             if name is not None:
                 query = query.where(jobs.c.name == name)
             for key, value in (metadata or {}).items():
-                query = query.where(jobs.c.metadata[key].as_string() == value)
+                query = query.where(self._has_metadata(key, value))
             rows = connection.execute(query).all()
         return Page([record(JobRecord, row) for row in rows[:limit]], len(rows) > limit)
+
+    def _has_metadata(self, key: str, value: str) -> ColumnElement[bool]:
+        """By the pairs, not by a path: SQLite compares a path's names with the stored text, escapes and all."""
+        each = func.json_each if self.database.is_sqlite else func.json_each_text
+        pairs = each(jobs.c.metadata).table_valued("key", "value")
+        return exists(select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value))
 
     def request_cancel(self, job_id: str) -> JobRecord:
         """Cancel a waiting job, or ask a running one to end. Repeatable. Raises InvalidTransition after another end."""

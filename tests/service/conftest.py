@@ -19,7 +19,10 @@ from service.settings import Settings
 from service.store import Store
 
 SHA = "ab" * 32
-SIGNATURE = {"inputs": [{"name": "x", "type": "number", "required": True}], "outputs": [{"name": "value"}]}
+SIGNATURE: dict[str, Any] = {
+    "inputs": [{"name": "x", "type": "number", "required": True}],
+    "outputs": [{"name": "value"}],
+}
 CSV = "x,y,kind\n" + "".join(f"{k},{k % 7},{'ash' if k % 3 else 'elm'}\n" for k in range(90))
 
 
