@@ -1,0 +1,178 @@
+"""Claims, leases and what a controller writes under them: on a real file, from several threads."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from service.errors import InvalidTransition, LeaseLost
+from service.records import JobRecord, NewEvent
+from service.store import Store
+
+from .conftest import SHA, SIGNATURE, Fill
+
+THREADS = 8
+LOG = NewEvent("log", "info", "a line", {})
+
+
+def claimed(store: Store, owner: str = "one", seconds: float = 60.0) -> JobRecord:
+    job = store.claim_job(owner, seconds)
+    assert job is not None
+    return job
+
+
+def test_each_waiting_job_is_claimed_by_one_of_eight_threads(store: Store, fill: Fill) -> None:
+    data = fill.dataset()
+    made = [fill.job(dataset=data).id for _ in range(6)]
+    together = Barrier(THREADS)
+
+    def claim_all(number: int) -> list[str]:
+        together.wait()
+        won = []
+        while (job := store.claim_job(f"controller {number}", 60.0)) is not None:
+            won.append(job.id)
+        return won
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        won = [job_id for ids in pool.map(claim_all, range(THREADS)) for job_id in ids]
+    assert sorted(won) == sorted(made)
+    for job_id in made:
+        assert [event.message for event in store.events_after(job_id, 0, 9)] == ["queued", "started"]
+        assert store.get_job(job_id).lease_epoch == 1
+
+
+def test_the_oldest_job_goes_first_and_a_live_lease_is_left_alone(store: Store, fill: Fill) -> None:
+    first, second = fill.job(), fill.job()
+    assert claimed(store).id == first.id
+    assert claimed(store, "two").id == second.id
+    assert store.claim_job("three", 60.0) is None
+    assert [job.id for job in store.leased_jobs("one")] == [first.id]
+
+
+def test_a_lease_that_ran_out_goes_to_the_next_and_the_old_holder_writes_nothing(store: Store, fill: Fill) -> None:
+    fill.job()
+    old = claimed(store, "old", seconds=-1.0)
+    new = claimed(store, "new")
+    assert (new.id, new.lease_epoch, new.status) == (old.id, old.lease_epoch + 1, "running")
+    before = store.get_job(old.id), store.events_after(old.id, 0, 99), store.last_event_number()
+    writes: list[Callable[[], object]] = [
+        lambda: store.set_progress(old.id, old.lease_epoch, {"step": 9}, [("loss", 9, 1.0, 1.0)], [LOG], {"loss": 1.0}),
+        lambda: store.set_status_reason(old.id, old.lease_epoch, "waiting"),
+        lambda: store.set_result(old.id, old.lease_epoch, {}, SHA, {"signature": SIGNATURE}),
+        lambda: store.finish_job(old.id, old.lease_epoch, "failed", {"code": "internal", "message": "lost"}),
+    ]
+    for write in writes:
+        with pytest.raises(LeaseLost):
+            write()
+    store.renew_leases("old", [old.id], 1000.0)
+    assert (store.get_job(old.id), store.events_after(old.id, 0, 99), store.last_event_number()) == before
+    assert store.metric_series(old.id) == {}
+
+
+def test_a_renewed_lease_is_not_claimed(store: Store, fill: Fill) -> None:
+    fill.job()
+    job = claimed(store, "one", seconds=-1.0)
+    store.renew_leases("one", [job.id], 60.0)
+    assert store.claim_job("two", 60.0) is None
+
+
+def test_the_first_write_of_a_point_wins_and_seq_has_no_gap(store: Store, fill: Fill) -> None:
+    fill.job()
+    job = claimed(store)
+    told: list[list[tuple[str, int, float, float]]] = [
+        [("loss", 1, 0.5, 10.0), ("loss", 2, 0.4, 11.0)],
+        [("loss", 2, 99.0, 99.0), ("accuracy", 2, 0.7, 11.0), ("loss", 3, float("nan"), 12.0)],
+        [("loss", 1, 99.0, 99.0), ("loss", 4, 0.2, 13.0), ("loss", 4, 0.1, 14.0)],
+    ]
+    for points in told:
+        store.set_progress(job.id, 1, {}, points)
+    assert store.metric_series(job.id) == {
+        "accuracy": [(2, 0.7)],
+        "loss": [(1, 0.5), (2, 0.4), (3, None), (4, 0.2)],
+    }
+    waiting = store.unpublished_points(job.id)
+    assert [point.seq for point in waiting] == [1, 2, 3, 4, 5]
+    assert [point.timestamp for point in waiting] == [10.0, 11.0, 11.0, 12.0, 13.0]
+    store.mark_published(job.id, 3)
+    store.mark_published(job.id, 2)  # a late answer takes nothing back
+    assert [point.seq for point in store.unpublished_points(job.id)] == [4, 5]
+    assert [point.seq for point in store.unpublished_points(job.id, 1)] == [4]
+
+
+def test_progress_is_one_transaction(store: Store, fill: Fill) -> None:
+    fill.job()
+    job = claimed(store)
+    with pytest.raises(Exception, match="not JSON serializable"):
+        store.set_progress(job.id, 1, {"step": 7}, [("loss", 7, 0.1, 1.0)], [NewEvent("log", "info", "", {"a": set()})])
+    assert store.get_job(job.id) == job
+    assert store.metric_series(job.id) == {}
+
+
+def test_an_end_is_final_and_gives_the_lease_back(store: Store, fill: Fill) -> None:
+    fill.job()
+    job = claimed(store)
+    error = {"code": "diverged", "message": "no numbers any more"}
+    ended = store.finish_job(job.id, job.lease_epoch, "failed", error)
+    assert (ended.status, ended.error, ended.lease_owner, ended.finished_at is None) == ("failed", error, None, False)
+    last = store.events_after(job.id, 0, 99)[-1]
+    assert (last.type, last.level, last.data) == ("status", "error", {"status": "failed", "error": error})
+    with pytest.raises(LeaseLost):
+        store.finish_job(job.id, job.lease_epoch, "succeeded")
+    assert store.get_job(job.id).status == "failed"
+
+
+def test_a_job_cannot_go_where_no_pair_leads(store: Store, fill: Fill) -> None:
+    fill.job()
+    job = claimed(store)
+    with pytest.raises(InvalidTransition):
+        store.finish_job(job.id, job.lease_epoch, "queued")
+    assert store.get_job(job.id) == job
+
+
+def test_a_result_is_written_once(store: Store, fill: Fill) -> None:
+    fill.job()
+    job = claimed(store)
+    first = store.set_result(job.id, 1, {"steps": 9}, SHA, {"signature": SIGNATURE})
+    again = store.set_result(job.id, 1, {"steps": 10}, "cd" * 32, {"signature": {}})
+    assert again == first
+    assert (first.result, first.artifact_sha256) == ({"steps": 9}, SHA)
+    assert (first.progress or {})["phase"] == "registering"
+
+
+def test_a_reason_is_told_once_for_as_long_as_it_holds(store: Store, fill: Fill) -> None:
+    fill.job()
+    job = claimed(store)
+    for reason in ("waiting for MLflow", "waiting for MLflow", None, None, "waiting for MLflow"):
+        store.set_status_reason(job.id, 1, reason)
+    assert [event.message for event in store.events_after(job.id, 2, 99)] == ["waiting for MLflow"] * 2
+    assert store.get_job(job.id).status_reason == "waiting for MLflow"
+
+
+def test_what_mlflow_has_not_been_told_is_to_be_published(store: Store, fill: Fill) -> None:
+    fill.job()
+    assert store.jobs_to_publish() == []  # nothing to tell of a job that has not started
+    job = claimed(store)
+
+    def waits() -> bool:
+        return [found.id for found in store.jobs_to_publish()] == [job.id]
+
+    assert waits()
+    store.set_run(job.id, "run", "experiment")
+    assert not waits()
+    store.set_progress(job.id, 1, {}, [("loss", 1, 0.5, 10.0)])
+    assert waits()
+    store.mark_published(job.id, 1)
+    assert not waits()
+    store.finish_job(job.id, 1, "succeeded")
+    assert waits()
+    store.mark_run_ended(job.id)
+    assert not waits()
+
+
+def test_leases_expire_by_the_clock(store: Store, fill: Fill) -> None:
+    fill.job()
+    before = time.time()
+    job = claimed(store, seconds=30.0)
+    assert before + 30 <= (job.lease_expires_at or 0.0) <= time.time() + 30
