@@ -1,11 +1,17 @@
 """Losses: how far a row's outputs are from its targets. Each stands beside the error signal that it sends.
 
-A loss is a number a row; the rows are summed, with their weights, by the operation WeightedSum.
+A loss is a number a row; the rows are summed, with their weights, by the operation WeightedSum: row weights suit every
+loss, and class weights are folded into them before (class_weights).
 """
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .operations import LocalDerivative, Operation
+from .specification import require_number
 from .storage import ROWS, Array, Shape, Storage
 
 # Up to this many classes a row's maximum is found faster in a transposed copy, over the first dimension.
@@ -34,13 +40,36 @@ class Softmax(Operation):
         return (None,)
 
 
-class CrossEntropy(Operation):
+class Loss(Operation):
+    """z = how far the outputs x (ROWS, units) are from the targets t, a number a row: z (ROWS,)."""
+
+    classes: ClassVar[bool] = False  # whether t is int32 (ROWS,), class numbers; else it is of x's shape and dtype
+    prediction: ClassVar[type[Operation] | None] = None  # what makes predictions of x; None: x is the prediction
+
+    def units(self, outputs: int) -> int:
+        """How many units x has where `outputs` numbers are predicted for a row."""
+        return outputs
+
+    def target_shape(self, outputs: int) -> Shape:
+        """The shape of t."""
+        return (ROWS,) if self.classes else (ROWS, outputs)
+
+    def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
+        return self.to_x, None
+
+    @abstractmethod
+    def to_x(self, *arrays: Any) -> None:
+        """Write the error signal that the outputs receive."""
+
+
+class CrossEntropy(Loss):
     """z = -ln p_t with p the softmax of x: x (ROWS, classes), t int32 (ROWS,) class numbers, z (ROWS,).
 
     dz/dx_i = p_i - y_i, where y is 1 at t and 0 elsewhere. Every t must be within [0, classes): it is not checked.
     """
 
     reads_parents = False  # the derivative has p, kept from forward
+    classes, prediction = True, Softmax
 
     def shape(self, *parents: Shape) -> Shape:
         if len(parents) != 2 or len(parents[0]) != 2 or parents[0][0] != ROWS or parents[1] != (ROWS,):
@@ -62,9 +91,6 @@ class CrossEntropy(Operation):
         _normalize(p, by_row, spread, ones)
         np.log(by_row, out=by_row)
         np.subtract(by_row, z, out=z)  # ln(sum_j e^(x_j)) - x_t
-
-    def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
-        return self.to_x, None
 
     def to_x(
         self, message: Array, signal: Array, z: Array, x: Array, t: Array, p: Array, at: Array, *others: Array
@@ -103,13 +129,78 @@ def _normalize(z: Array, total: Array, spread: Array, ones: Array) -> None:
     np.divide(z, spread, out=z)
 
 
-class SquaredError(Operation):
+class BinaryProbabilities(Operation):
+    """z = (1 - p, p) with p = sigmoid(x): x (ROWS, 1), z (ROWS, 2). For predictions: no derivative of its own.
+
+    Training takes the sigmoid fused with its loss, BinaryCrossEntropy.
+    """
+
+    def shape(self, *parents: Shape) -> Shape:
+        if parents != ((ROWS, 1),):
+            raise ValueError("expected x (rows, 1)")
+        return (ROWS, 2)
+
+    def forward(self, z: Array, x: Array) -> None:
+        np.multiply(x, 0.5, out=z)
+        np.tanh(z, out=z)
+        np.multiply(z, 0.5, out=z)
+        np.subtract(0.5, z[:, 0], out=z[:, 0])
+        np.add(z[:, 1], 0.5, out=z[:, 1])
+
+    def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
+        return (None,)
+
+
+class BinaryCrossEntropy(Loss):
+    """z = -ln p_t with p_1 = sigmoid(x), p_0 = 1 - p_1: x (ROWS, 1), t int32 (ROWS,) class numbers 0 and 1, z (ROWS,).
+
+    With y = -x for t = 1 and x for t = 0, z = ln(1 + e^y) and dz/dy = sigmoid(y) = 1 - e^-z. So dz/dx = p_1 - t, but
+    without the cancellation in that difference.
+    """
+
+    classes, prediction = True, BinaryProbabilities
+    reads_parents, reads_output = False, True
+
+    def units(self, outputs: int) -> int:
+        return 1
+
+    def shape(self, *parents: Shape) -> Shape:
+        if parents != ((ROWS, 1), (ROWS,)):
+            raise ValueError("expected x (rows, 1) and t (rows,)")
+        return (ROWS,)
+
+    def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
+        """dy/dx, kept from forward; y and later dz/dy; zeros."""
+        return storage.buffer((ROWS,)), storage.scratch((ROWS,)), storage.constant(0.0, (ROWS,))
+
+    def forward(self, z: Array, x: Array, t: Array, sign: Array, y: Array, zeros: Array) -> None:
+        np.copyto(sign, t)
+        np.multiply(sign, -2.0, out=sign)
+        np.add(sign, 1.0, out=sign)
+        np.multiply(sign, x.reshape(-1), out=y)
+        np.maximum(y, zeros, out=z)
+        np.absolute(y, out=y)
+        np.negative(y, out=y)
+        np.exp(y, out=y)
+        np.log1p(y, out=y)
+        np.add(z, y, out=z)
+
+    def to_x(self, message: Array, signal: Array, z: Array, x: Array, t: Array, *workspace: Array) -> None:
+        sign, slope, _ = workspace
+        np.negative(z, out=slope)
+        np.expm1(slope, out=slope)
+        np.multiply(slope, sign, out=slope)
+        np.multiply(slope, signal, out=slope)
+        np.negative(slope, out=message.reshape(-1))
+
+
+class SquaredError(Loss):
     """z = 1/2 sum_i (x_i - t_i)^2: x and t (ROWS, outputs), z (ROWS,).  dz/dx_i = x_i - t_i.
 
     The textbook's 1/2 is in: the loss that is reported is half the squared error.
     """
 
-    reads_parents = False  # the derivative has the errors, kept from forward
+    reads_parents = False  # the derivative has the slopes, kept from forward
 
     def shape(self, *parents: Shape) -> Shape:
         if len(parents) != 2 or parents[0] != parents[1] or len(parents[0]) != 2 or parents[0][0] != ROWS:
@@ -119,17 +210,49 @@ class SquaredError(Operation):
     def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
         return storage.buffer(parents[0]), storage.scratch(parents[0]), storage.constant(0.5, parents[0][1:])
 
-    def forward(self, z: Array, x: Array, t: Array, errors: Array, squares: Array, halves: Array) -> None:
-        np.subtract(x, t, out=errors)
-        np.multiply(errors, errors, out=squares)
+    def forward(self, z: Array, x: Array, t: Array, slopes: Array, *others: Array) -> None:
+        squares, halves = others
+        np.subtract(x, t, out=slopes)
+        np.multiply(slopes, slopes, out=squares)
         np.matmul(squares, halves, out=z)
 
-    def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
-        return self.to_x, None
-
-    def to_x(self, message: Array, signal: Array, z: Array, x: Array, t: Array, errors: Array, *_: Array) -> None:
+    def to_x(self, message: Array, signal: Array, z: Array, x: Array, t: Array, *workspace: Array) -> None:
+        slopes, *_ = workspace
         np.copyto(message, signal[:, None])
-        np.multiply(message, errors, out=message)
+        np.multiply(message, slopes, out=message)
 
 
-LOSSES: dict[str, type[Operation]] = {"cross_entropy": CrossEntropy, "squared_error": SquaredError}
+@dataclass(frozen=True)
+class Huber(SquaredError):
+    """z = sum_i h(x_i - t_i), h(e) = e^2 / 2 up to |e| = delta and delta (|e| - delta / 2) beyond (Huber 1964).
+
+    With s the error cut off at +-delta, h(e) = s (2 e - s) / 2 and dz/dx_i = s_i.
+    """
+
+    delta: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_number("delta", self.delta, above=0.0)
+
+    def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
+        shape = parents[0]
+        limits = storage.constant(self.delta, shape), storage.constant(-self.delta, shape)
+        return storage.buffer(shape), storage.scratch(shape), storage.constant(0.5, shape[1:]), *limits
+
+    def forward(self, z: Array, x: Array, t: Array, slopes: Array, *others: Array) -> None:
+        errors, halves, upper, lower = others
+        np.subtract(x, t, out=errors)
+        np.minimum(errors, upper, out=slopes)
+        np.maximum(slopes, lower, out=slopes)
+        np.add(errors, errors, out=errors)
+        np.subtract(errors, slopes, out=errors)
+        np.multiply(errors, slopes, out=errors)
+        np.matmul(errors, halves, out=z)
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "cross_entropy": CrossEntropy,
+    "binary_cross_entropy": BinaryCrossEntropy,
+    "squared_error": SquaredError,
+    "huber": Huber,
+}

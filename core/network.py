@@ -13,12 +13,21 @@ from .activations import ACTIVATIONS
 from .errors import GraphError, SpecificationError
 from .graph import AnyNode, Graph, Input, Node, Parameter
 from .initializers import INITIALIZERS
-from .losses import LOSSES, Softmax
+from .losses import LOSSES, Huber, Loss
 from .metrics import metric_sums, zero_sums
 from .operations import Affine, WeightedSum
 from .parameters import ParameterLayout, RecentViews
 from .plan import Plan
-from .specification import Choice, Specification, make_kind, require_choice, require_kind, require_whole
+from .specification import (
+    Choice,
+    Specification,
+    added,
+    make_kind,
+    require_choice,
+    require_kind,
+    require_number,
+    require_whole,
+)
 from .storage import ROWS, Array, Storage
 
 # Plans kept for numbers of rows: a training has two (full and last batch), a server one for each size of micro-batch.
@@ -29,7 +38,7 @@ _INITIALIZATION = 0x696E6974
 
 @dataclass(frozen=True)
 class NetworkSpec(Specification):
-    """A perceptron: `inputs` numbers, hidden layers of `hidden` units with one activation, `outputs` linear units."""
+    """A perceptron: `inputs` numbers, hidden layers of `hidden` units with one activation, `outputs` numbers."""
 
     inputs: int
     outputs: int
@@ -38,6 +47,7 @@ class NetworkSpec(Specification):
     initializer: str = "auto"  # what suits the activation: he for relu's family, else glorot
     loss: str = "cross_entropy"
     dtype: str = "float32"
+    huber_delta: float = added(1.0)  # beyond this error, in standardized units, the loss huber is linear
 
     def __post_init__(self) -> None:
         require_whole("inputs", self.inputs, 1)
@@ -50,11 +60,18 @@ class NetworkSpec(Specification):
         require_choice("initializer", self.initializer, ("auto", *INITIALIZERS))
         require_choice("loss", self.loss, LOSSES)
         require_choice("dtype", self.dtype, ("float32", "float64"))
+        require_number("huber_delta", self.huber_delta, above=0.0)
+        if self.loss == "binary_cross_entropy" and self.outputs != 2:
+            raise SpecificationError("outputs", self.outputs, "2, the classes of binary_cross_entropy (by one unit)")
 
     @property
     def layers(self) -> list[tuple[int, int]]:
         """(inputs, units) of each layer, the output layer last."""
-        return list(itertools.pairwise((self.inputs, *self.hidden, self.outputs)))
+        return list(itertools.pairwise((self.inputs, *self.hidden, self.make_loss().units(self.outputs))))
+
+    def make_loss(self) -> Loss:
+        """The loss by its name and number."""
+        return Huber(self.huber_delta) if self.loss == "huber" else LOSSES[self.loss]()
 
 
 def parameter_count(spec: NetworkSpec) -> int:
@@ -94,11 +111,11 @@ def network_graph(spec: NetworkSpec) -> Graph:
         if number < last:
             previous = f"hidden{number}"
             nodes += [Node(previous, make_kind(spec.activation, ACTIVATIONS), layer)]
-    if spec.loss == "cross_entropy":
-        nodes += [Input("targets", (ROWS,), np.int32), Node("predictions", Softmax(), "outputs")]
-    else:
-        nodes += [Input("targets", (ROWS, spec.outputs))]
-    nodes += [Node("losses", LOSSES[spec.loss](), "outputs", "targets")]
+    loss = spec.make_loss()
+    if loss.prediction is not None:
+        nodes += [Node("predictions", loss.prediction(), "outputs")]
+    nodes += [Input("targets", loss.target_shape(spec.outputs), np.int32 if loss.classes else None)]
+    nodes += [Node("losses", loss, "outputs", "targets")]
     nodes += [Input("weights", (ROWS,)), Node("loss", WeightedSum(), "losses", "weights")]
     return Graph(*nodes)
 
@@ -133,7 +150,7 @@ class Network:
         self.spec, self.rows = spec, rows
         self.graph = network_graph(spec)
         self.layout = parameter_layout(self.graph)
-        self._predictions = "predictions" if spec.loss == "cross_entropy" else "outputs"
+        self._predictions = "outputs" if spec.make_loss().prediction is None else "predictions"
         self._storage = Storage(spec.dtype)
         self._plans: OrderedDict[int, tuple[Plan, Array]] = OrderedDict()
         self._parameter_views = RecentViews(self.layout, spec.dtype)
@@ -167,7 +184,7 @@ class Network:
 
     @np.errstate(all="ignore")
     def predict(self, parameters: NDArray[Any], features: NDArray[Any]) -> NDArray[Any]:
-        """A fresh array (n, outputs) for any n: probabilities (cross_entropy) or values (squared_error)."""
+        """A fresh array (n, outputs) for any n: probabilities (classification) or values (regression)."""
         result = np.empty((len(features), self.spec.outputs), self.spec.dtype)
         views = self._parameter_views(parameters)
         for part in self._parts(len(features)):

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, mean_absolute_error, r2_score, root_mean_squared_error
+from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, r2_score, root_mean_squared_error
 
 from core.metrics import metric_sums, metrics, zero_sums
 
@@ -22,11 +22,23 @@ def test_classification_is_scikit_learns():
     assert found["accuracy"] == pytest.approx(accuracy_score(targets, outputs.argmax(1), sample_weight=weights))
 
 
+def test_binary_classification_is_scikit_learns():
+    """From logits of class 1 and from both probabilities alike; the loss is the log loss."""
+    logits, targets, weights = RNG.normal(size=(50, 1)), RNG.integers(0, 2, 50), RNG.uniform(0, 2, 50)
+    p = 1 / (1 + np.exp(-logits[:, 0]))
+    loss = -(weights * np.log(np.where(targets == 1, p, 1 - p))).sum()
+    for outputs in (logits, np.stack([1 - p, p], axis=1)):
+        found = metrics("binary_cross_entropy", metric_sums("binary_cross_entropy", loss, outputs, targets, weights))
+        assert found["accuracy"] == pytest.approx(accuracy_score(targets, p > 0.5, sample_weight=weights))
+        assert found["loss"] == pytest.approx(log_loss(targets, p, sample_weight=weights))
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "huber"])
 @pytest.mark.parametrize("weights", [None, RNG.uniform(0, 2, 50)])
-def test_regression_is_scikit_learns(weights):
+def test_regression_is_scikit_learns(weights, loss):
     outputs, targets = RNG.normal(size=(50, 2)), RNG.normal(size=(50, 2))
     scales = np.array([3.0, 0.5])
-    found = metrics("squared_error", metric_sums("squared_error", 7.0, outputs, targets, weights), scales)
+    found = metrics(loss, metric_sums(loss, 7.0, outputs, targets, weights), scales)
     weight = 50 if weights is None else weights.sum()
     expected = {
         "loss": 7.0 / weight,
@@ -52,7 +64,7 @@ def test_constant_target_explains_nothing():
     assert metrics("squared_error", sums)["r2"] == pytest.approx((0.0 + 1 - (0.01 + 0.01) / 0.02) / 2)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "squared_error", "huber"])
 def test_no_rows_have_no_metrics(loss):
     found = metrics(loss, zero_sums(loss, 3))
     assert all(math.isnan(value) for value in found.values())
