@@ -105,7 +105,11 @@ class ModelStore:
             model = _model(connection, name)
             query = (
                 select(deployments.c.from_version)
-                .where(deployments.c.name == name, deployments.c.to_version == model.production_version)
+                .where(
+                    deployments.c.name == name,
+                    deployments.c.to_version == model.production_version,
+                    deployments.c.from_version.is_not(None),
+                )
                 .order_by(deployments.c.number.desc())
                 .limit(1)
             )
