@@ -28,7 +28,8 @@ _LARGE = 1 << 14
 class Operation(ABC):
     """What a node computes. Its attributes tell the planner which buffers may be shared."""
 
-    elementwise = False  # one parent, of z's shape; `to_x` may be called with message and signal the same array
+    # Only the first parent has a derivative, and z has its shape; message and signal of `to_x` may be the same array.
+    elementwise = False
     reads_parents = True  # some local derivative needs the value of a parent
     reads_output = False  # some local derivative needs z
     dtype: type[np.generic] | None = None  # of z, if it is not the plan's: for a loss, the end of a graph

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from core.dropout import Dropout, Mask
+from core.graph import Graph, Input, Node, Parameter
+from core.operations import Affine
+from core.storage import ROWS, Storage
+
+RNG = np.random.default_rng(0)
+
+
+def mask_of(rate, draw, layer=1, rows=64, units=31, dtype=np.float32):
+    storage = Storage(dtype)
+    storage.start_plan(rows)
+    mask = Mask(storage, units, rate, layer)
+    mask.draw(draw)
+    return mask.array
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
+def test_a_unit_is_dropped_with_the_rate_and_scaled_otherwise(rate):
+    mask = mask_of(rate, (0, 1, 0), rows=1000, units=100)
+    np.testing.assert_array_equal(np.unique(mask), np.array([0, 1 / (1 - rate)], np.float32))
+    assert (mask == 0).mean() == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / mask.size))
+    for half in (mask.ravel()[::2], mask.ravel()[1::2]):  # both halves of the doubles
+        assert (half == 0).mean() == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / half.size))
+    kept = mask > 0
+    assert abs(np.corrcoef(kept[:, :-1].ravel(), kept[:, 1:].ravel())[0, 1]) < 0.02
+
+
+def test_the_mask_is_a_function_of_seed_step_shard_and_layer():
+    first = mask_of(0.5, (3, 4, 5), 6)
+    np.testing.assert_array_equal(first, mask_of(0.5, (3, 4, 5), 6))
+    np.testing.assert_array_equal(first, mask_of(0.5, (3, 4, 5), 6, dtype=np.float64))
+    for other in [((2, 4, 5), 6), ((3, 3, 5), 6), ((3, 4, 4), 6), ((3, 4, 5), 5), ((4, 3, 5), 6)]:
+        assert (first == mask_of(0.5, *other)).mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_gradient(gradient_error):
+    """Before an affine node, whose input's place the dropped values take."""
+    graph = Graph(
+        Parameter("x", (ROWS, 3)),
+        Parameter("W", (3, 3)),
+        Parameter("b", (3,)),
+        Input("m", (ROWS, 3)),
+        Node("a", Affine(), "x", "W", "b"),
+        Node("d", Dropout(), "a", "m"),
+        Node("L", Affine(), "d", "W", "b"),
+    )
+    arrays = {"x": RNG.normal(size=(4, 3)), "W": RNG.normal(size=(3, 3)), "b": RNG.normal(size=3)}
+    assert gradient_error(graph, arrays | {"m": RNG.choice([0.0, 2.0], (4, 3))}, "L", 4) < 1e-7
