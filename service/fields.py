@@ -19,7 +19,11 @@ AUTO = "auto"
 
 def wrong(expected: str, value: Any) -> PydanticCustomError:
     """The refusal of one value."""
-    shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+    try:
+        shown = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        shown = "a number of thousands of digits"
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     return PydanticCustomError("invalid", "expected {expected}; got {shown}", {"expected": expected, "shown": shown})
 
 
@@ -48,6 +52,13 @@ def whole(least: int, most: int = 2**53, auto: bool = False, null: bool = False)
     return _field(check, {"type": "integer", "minimum": least, "maximum": most, "description": expected})
 
 
+def _fits_float(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the floats
+        return False
+
+
 def number(
     least: float, below: float | None = None, above: bool = False, null: bool = False, at_most: float | None = None
 ) -> Any:
@@ -64,7 +75,7 @@ def number(
     def check(value: Any) -> Any:
         if null and value is None:
             return None
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not _fits_float(value):
             raise wrong(expected, value)
         too_large = (below is not None and value >= below) or (at_most is not None and value > at_most)
         if value < least or (above and value == least) or too_large:

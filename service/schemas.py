@@ -40,19 +40,10 @@ class Preprocessing(Section):
     unseen: Annotated[str, *choice("ignore", "error")] = "ignore"
 
 
-def _hidden_units(value: Any) -> Any:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise wrong("a layer of at least 1 unit, as a whole number", value)
-    return value
-
-
 class Network(Section):
     """The network between features and targets."""
 
-    hidden: Annotated[
-        list[Annotated[int, PlainValidator(_hidden_units), WithJsonSchema({"type": "integer", "minimum": 1})]],
-        Field(max_length=100),
-    ] = [256, 128]
+    hidden: Annotated[list[Annotated[int, *whole(1)]], Field(max_length=100)] = [256, 128]
     activation: Annotated[str, *choice(*ACTIVATIONS, later=LATER_ACTIVATIONS)] = "relu"
     dropout: Annotated[float, *only(0.0, "dropout")] = 0.0
     initializer: Annotated[str, *choice(AUTO, "glorot", "he", later=("lecun", "orthogonal"))] = AUTO
@@ -218,8 +209,9 @@ def path_of(location: tuple[int | str, ...]) -> str:
 
 
 def first_problem(error: ValidationError) -> tuple[str, str, str]:
-    """(param, code, message) of the first thing that is wrong."""
-    problem = error.errors(include_url=False)[0]
+    """(param, code, message) of the first thing that is wrong; an unknown field explains one that is absent."""
+    problems = error.errors(include_url=False)
+    problem = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
     param, kind = path_of(problem["loc"]), problem["type"]
     if kind == "extra_forbidden":
         return param, "invalid_spec", f"{param} is not a known field"

@@ -1,0 +1,243 @@
+"""The job spec, field by field: defaults as the contract has them, one message about the first thing that is wrong."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.bodies import validated
+from service.errors import SpecError
+from service.schemas import DeployRequest, JobSpec, first_problem
+
+LEAST = {"dataset": "digits", "target": "label"}
+
+
+def spec(**fields: Any) -> JobSpec:
+    return validated(JobSpec, LEAST | fields)
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} of "a.b"."""
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def test_dataset_and_target_suffice_and_the_rest_is_the_contracts() -> None:
+    assert spec().model_dump() == {
+        **LEAST,
+        "name": None,
+        "features": "all",
+        "weight_column": None,
+        "task": "auto",
+        "split": {"validation": 0.2, "test": 0.0, "by": "random", "column": None, "seed": 0},
+        "validation_dataset": None,
+        "test_dataset": None,
+        "preprocessing": {"numeric": "standardize", "missing": "mean", "categorical": "one_hot", "unseen": "ignore"},
+        "network": {
+            "hidden": [256, 128],
+            "activation": "relu",
+            "dropout": 0.0,
+            "initializer": "auto",
+            "layers": None,
+            "graph": None,
+        },
+        "loss": "auto",
+        "optimizer": {
+            "name": "auto",
+            "learning_rate": None,
+            "momentum": 0.0,
+            "nesterov": False,
+            "weight_decay": None,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "epsilon": 1e-8,
+            "clip_norm": None,
+        },
+        "schedule": {"name": "auto", "warmup": 0.0},
+        "training": {
+            "epochs": "auto",
+            "batch_size": "auto",
+            "seed": 0,
+            "precision": "float32",
+            "early_stopping": "auto",
+            "max_seconds": None,
+            "checkpoint_every_seconds": 30,
+            "log_every_steps": "auto",
+            "class_weight": None,
+            "warm_start": None,
+        },
+        "distribution": {
+            "workers": "auto",
+            "shards": "auto",
+            "mode": "sync",
+            "local_steps": 1,
+            "threads_per_worker": 1,
+        },
+        "model": {"name": None, "deploy": "never"},
+        "experiment": None,
+        "metadata": {},
+    }
+
+
+def test_the_short_forms() -> None:
+    assert spec(optimizer="sgd").optimizer.name == "sgd"
+    assert spec(schedule="constant").schedule.name == "constant"
+    assert spec(model=None).model is None
+    assert spec(target=["a", "b"]).target == ["a", "b"]
+    assert spec(network={"hidden": []}).network.hidden == []
+    assert spec(training={"epochs": 5.0}).training.epochs == 5
+    assert spec(optimizer={"learning_rate": 1}).optimizer.learning_rate == 1.0
+    assert spec(training={"early_stopping": None}).training.early_stopping is None
+
+
+HUGE = 10**400
+WRONG: list[tuple[str, Any]] = [
+    ("dataset", 5),
+    ("dataset", ""),
+    ("dataset", "a\nb"),
+    ("target", 5),
+    ("target", []),
+    ("target", ["a", 1]),
+    ("name", "a/b"),
+    ("name", "a" * 129),
+    ("features", "some"),
+    ("features", []),
+    ("features.exclud", ["a"]),
+    ("features.exclude", "a"),
+    ("weight_column", 1),
+    ("task", "clustering"),
+    ("split", 0.2),
+    ("split.validation", 1.0),
+    ("split.validation", -0.1),
+    ("split.validation", float("nan")),
+    ("split.validation", HUGE),
+    ("split.validation", "0.2"),
+    ("split.test", True),
+    ("split.by", "luck"),
+    ("split.seed", -1),
+    ("split.seed", 2**32),
+    ("preprocessing.numeric", "log"),
+    ("preprocessing.missing", None),
+    ("network", 5),
+    ("network.hidden", 5),
+    ("network.hidden", [1] * 101),
+    ("network.activation", "sine"),
+    ("network.initializer", 1),
+    ("network.widths", [1]),
+    ("loss", "absolute"),
+    ("optimizer", "lion"),
+    ("optimizer.name", "lion"),
+    ("optimizer.learning_rate", 0),
+    ("optimizer.learning_rate", float("inf")),
+    ("optimizer.learning_rate", HUGE),
+    ("optimizer.learning_rate", "1e-3"),
+    ("optimizer.momentum", 1.0),
+    ("optimizer.nesterov", 1),
+    ("optimizer.clip_norm", 0.0),
+    ("schedule", "sawtooth"),
+    ("schedule.warmup", 1.5),
+    ("training.epochs", 0),
+    ("training.epochs", 1.5),
+    ("training.epochs", True),
+    ("training.epochs", "many"),
+    ("training.epochs", float("nan")),
+    ("training.batch_size", HUGE),
+    ("training.early_stopping", 5),
+    ("training.early_stopping.patience", 0),
+    ("training.early_stopping.patients", 1),
+    ("training.max_seconds", -1),
+    ("distribution.workers", 0),
+    ("distribution.shards", 4097),
+    ("distribution.threads_per_worker", None),
+    ("model", "digits"),
+    ("model.name", "../x"),
+    ("model.deploy", "sometimes"),
+    ("experiment", ""),
+    ("metadata", {"a": 1}),
+    ("metadata", {"": "a"}),
+    ("metadata", {str(k): "a" for k in range(17)}),
+    ("metadata", ["a"]),
+    ("nonsense", 1),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), WRONG, ids=lambda part: f"{part!r:.30}")
+def test_what_is_wrong_is_named_by_its_path(path: str, value: Any) -> None:
+    with pytest.raises(SpecError) as refusal:
+        spec(**nested(path, value))
+    assert (refusal.value.code, refusal.value.status) == ("invalid_spec", 422)
+    assert (refusal.value.param or "").split("[")[0] == path or path == "optimizer" or path == "schedule"
+    assert refusal.value.message.startswith(refusal.value.param or "?")
+    assert "\n" not in refusal.value.message
+    assert len(refusal.value.message) < 400
+
+
+def test_an_element_of_a_list_is_named_by_its_number() -> None:
+    for hidden in ([4, 0], [4, "8"], [4, 2.5], [4, True], [4, 10**5000]):
+        with pytest.raises(SpecError) as refusal:
+            spec(network={"hidden": hidden})
+        assert refusal.value.param == "network.hidden[1]"
+
+
+@pytest.mark.parametrize("field", ["dataset", "target"])
+def test_what_is_absent_is_named(field: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        validated(JobSpec, {key: value for key, value in LEAST.items() if key != field})
+    assert (refusal.value.param, refusal.value.message) == (field, f"{field} is required")
+
+
+LATER: list[tuple[str, Any]] = [
+    ("split.by", "group"),
+    ("validation_dataset", "ds_1"),
+    ("test_dataset", "ds_1"),
+    ("network.dropout", 0.5),
+    ("network.layers", [{"units": 5}]),
+    ("network.graph", {}),
+    ("network.activation", "gelu"),
+    ("network.initializer", "orthogonal"),
+    ("loss", "huber"),
+    ("schedule.name", "one_cycle"),
+    ("training.precision", "float64"),
+    ("training.checkpoint_every_seconds", 60),
+    ("training.class_weight", "balanced"),
+    ("training.warm_start", "digits/1"),
+    ("distribution.mode", "local"),
+    ("distribution.local_steps", 4),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), LATER)
+def test_what_a_later_part_brings_is_refused_as_such(path: str, value: Any) -> None:
+    with pytest.raises(SpecError) as refusal:
+        spec(**nested(path, value))
+    assert (refusal.value.code, refusal.value.param) == ("not_supported_yet", path)
+    assert refusal.value.message.endswith("is not supported yet")
+
+
+def test_the_default_of_what_a_later_part_brings_is_no_wish() -> None:
+    given = {"dropout": 0, "layers": None, "graph": None}
+    assert spec(network=given, validation_dataset=None, distribution={"local_steps": 1}).network.dropout == 0
+
+
+@pytest.mark.parametrize("version", [0, -1, 1.5, "1", None, True, 2**60])
+def test_a_version_to_deploy_is_a_whole_number(version: Any) -> None:
+    with pytest.raises(SpecError) as refusal:
+        validated(DeployRequest, {"version": version})
+    assert refusal.value.param == "version"
+
+
+def test_a_field_whose_name_is_no_text_is_refused() -> None:
+    """YAML has such names."""
+    for name in (1, None, 1.5, True, (1, 2)):
+        with pytest.raises(ValidationError) as problems:
+            JobSpec.model_validate({**LEAST, name: 1})
+        param, code, _ = first_problem(problems.value)
+        assert (isinstance(param, str), code) == (True, "invalid_spec")
+
+
+def test_the_schema_can_be_published() -> None:
+    schema = JobSpec.model_json_schema()
+    assert schema["required"] == ["dataset", "target"]
+    assert schema["additionalProperties"] is False
