@@ -159,9 +159,8 @@ class JobSpec(Section):
     dataset: Annotated[str, *text()]
     target: Annotated[str | list[str], PlainValidator(_target), WithJsonSchema({"type": ["string", "array"]})]
     name: Annotated[str | None, *identifier(null=True)] = None
-    features: Annotated[
-        str | list[str] | Exclude, PlainValidator(_features), WithJsonSchema({"type": ["string", "array", "object"]})
-    ] = "all"
+    # all, a list of names or Exclude; Any, because the validator has decided which, and writing it out need not again
+    features: Annotated[Any, PlainValidator(_features), WithJsonSchema({"type": ["string", "array", "object"]})] = "all"
     weight_column: Annotated[str | None, *text(null=True)] = None
     task: Annotated[str, *choice(AUTO, "classification", "regression")] = AUTO
     split: Split = Split()

@@ -1,0 +1,116 @@
+"""How a job spec is trained on the rows it has: batch size, epochs, shards, optimizer, schedule. Pure.
+
+Every `auto` is decided by spec and dataset, never by the cluster; every refusal is a SpecError that names the field.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from core.optimizers import OptimizerSpec
+from service.errors import SpecError
+from service.fields import AUTO
+from service.resolve_data import ResolvedData
+from service.schemas import EarlyStopping, JobSpec
+
+LEARNING_RATES = {"adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0.1}
+MOMENTUM_LEARNING_RATE = 0.02
+STEPS_WANTED, ROWS_A_BATCH, SHARD_ROWS, POINTS_WANTED = 2000, 50, 64, 1000
+
+
+@dataclass(frozen=True)
+class ResolvedTraining:
+    """`steps` in all, of `batch_size` rows, cut into `shards`."""
+
+    batch_size: int
+    epochs: int
+    steps: int
+    shards: int
+    log_every_steps: int
+    early_stopping: dict[str, Any] | None
+    optimizer: OptimizerSpec
+    schedule: dict[str, Any]
+
+
+def resolve_training(spec: JobSpec, data: ResolvedData) -> ResolvedTraining:
+    """For a network of any size."""
+    batch_size = _batch_size(spec, data.train)
+    steps_per_epoch = math.ceil(data.train / batch_size)
+    epochs = _epochs(spec, steps_per_epoch)
+    steps = epochs * steps_per_epoch
+    wanted = spec.training.log_every_steps
+    return ResolvedTraining(
+        batch_size=batch_size,
+        epochs=epochs,
+        steps=steps,
+        shards=_shards(spec, batch_size),
+        log_every_steps=math.ceil(steps / POINTS_WANTED) if wanted == AUTO else int(wanted),
+        early_stopping=_early_stopping(spec, epochs, data.validation),
+        optimizer=_optimizer(spec),
+        schedule=_schedule(spec),
+    )
+
+
+def _shards(spec: JobSpec, batch_size: int) -> int:
+    if spec.distribution.shards == AUTO:
+        return max(1, min(batch_size // SHARD_ROWS, 8))
+    shards = int(spec.distribution.shards)
+    if shards > batch_size:
+        raise SpecError("distribution.shards", f"{shards} shards cannot share a batch of {batch_size} rows")
+    return shards
+
+
+def _batch_size(spec: JobSpec, train: int) -> int:
+    """Auto: the power of two nearest to a fiftieth of the rows, within 32..256, and at most all rows."""
+    if spec.training.batch_size == AUTO:
+        nearest = 1 << round(math.log2(max(train / ROWS_A_BATCH, 1)))
+        return min(max(32, min(256, nearest)), train)
+    if int(spec.training.batch_size) > train:
+        message = f"{spec.training.batch_size} rows a step, but only {train} train (the rest is validation and test)"
+        raise SpecError("training.batch_size", message)
+    return int(spec.training.batch_size)
+
+
+def _epochs(spec: JobSpec, steps_per_epoch: int) -> int:
+    if spec.training.epochs == AUTO:
+        return max(20, min(200, math.ceil(STEPS_WANTED / steps_per_epoch)))
+    return int(spec.training.epochs)
+
+
+def _early_stopping(spec: JobSpec, epochs: int, validation: int) -> dict[str, Any] | None:
+    wanted = spec.training.early_stopping
+    if isinstance(wanted, EarlyStopping):
+        if validation == 0:
+            raise SpecError("training.early_stopping", "needs validation rows: set split.validation above 0")
+        return {"patience": wanted.patience}
+    return {"patience": max(10, epochs // 5)} if wanted == AUTO and validation else None
+
+
+def _optimizer(spec: JobSpec) -> OptimizerSpec:
+    given = spec.optimizer
+    name = "adamw" if given.name == AUTO else given.name
+    rate = MOMENTUM_LEARNING_RATE if name == "sgd" and given.momentum else LEARNING_RATES[name]
+    if given.momentum and name != "sgd":
+        raise SpecError("optimizer.momentum", f"{name} takes no momentum; it is sgd's")
+    if given.nesterov and not given.momentum:
+        raise SpecError("optimizer.nesterov", "needs a momentum above 0")
+    found = OptimizerSpec(
+        name=name,
+        learning_rate=given.learning_rate or rate,
+        momentum=given.momentum,
+        nesterov=given.nesterov,
+        weight_decay=(0.01 if name == "adamw" else 0.0) if given.weight_decay is None else given.weight_decay,
+        beta1=given.beta1,
+        beta2=given.beta2,
+        epsilon=given.epsilon,
+        clip_norm=given.clip_norm,
+    )
+    unset = "clip_norm" not in given.model_fields_set
+    return replace(found, clip_norm=1.0) if given.name == AUTO and unset else found
+
+
+def _schedule(spec: JobSpec) -> dict[str, Any]:
+    if spec.schedule.name == AUTO:
+        warmup = spec.schedule.warmup if "warmup" in spec.schedule.model_fields_set else 0.05
+        return {"name": "cosine", "warmup": warmup}
+    return spec.schedule.model_dump()
