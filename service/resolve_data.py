@@ -36,7 +36,7 @@ class ResolvedData:
 def resolve_data(spec: JobSpec, dataset: dict[str, Any]) -> ResolvedData:
     """Of a ready dataset: `rows`, and `columns` as dataset.json has them."""
     columns = {column["name"]: column for column in dataset["columns"]}
-    targets = _targets(spec, columns)
+    targets = _targets(spec, columns, dataset["rows"])
     features = _features(spec, columns, targets)
     _check_weights(spec, columns)
     task = _task(spec, [columns[name] for name in targets])
@@ -62,15 +62,20 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def _targets(spec: JobSpec, columns: dict[str, Any]) -> list[str]:
-    if isinstance(spec.target, str):
-        _known("target", spec.target, columns)
-        return [spec.target]
-    for number, name in enumerate(spec.target):
-        _known(f"target[{number}]", name, columns)
-        if name in spec.target[:number]:
-            raise SpecError(f"target[{number}]", f"{name!r} is named twice")
-    return spec.target
+def _targets(spec: JobSpec, columns: dict[str, Any], rows: int) -> list[str]:
+    targets = spec.target if isinstance(spec.target, list) else [spec.target]
+    for number, name in enumerate(targets):
+        param = _target_param(spec, number)
+        _known(param, name, columns)
+        if name in targets[:number]:
+            raise SpecError(param, f"{name!r} is named twice")
+        if columns[name]["missing"] == rows:
+            raise SpecError(param, f"{name!r} is empty in every row")
+    return targets
+
+
+def _target_param(spec: JobSpec, number: int) -> str:
+    return f"target[{number}]" if isinstance(spec.target, list) else "target"
 
 
 def _features(spec: JobSpec, columns: dict[str, Any], targets: list[str]) -> list[str]:
@@ -91,6 +96,8 @@ def _features(spec: JobSpec, columns: dict[str, Any], targets: list[str]) -> lis
         features = [name for name in columns if name not in reserved and name not in excluded]
     if not features:
         raise SpecError("features", "no column is left to be a feature")
+    if not any(columns[name]["distinct"] for name in features):
+        raise SpecError("features", f"nothing to learn from: {_listed(features)} is empty in every row")
     for name in features:
         if columns[name]["type"] == "text" and columns[name]["distinct"] > MOST_CATEGORIES:
             count = columns[name]["distinct"]
@@ -124,11 +131,9 @@ def _task(spec: JobSpec, targets: list[dict[str, Any]]) -> str:
         raise SpecError("target", "classification has one target; several are not supported yet")
     if task == REGRESSION:
         for number, column in enumerate(targets):
-            param = f"target[{number}]" if isinstance(spec.target, list) else "target"
             if column["type"] == "text":
+                param = _target_param(spec, number)
                 raise SpecError(param, f"{column['name']!r} holds text; a target of regression is a number")
-    if any(column["missing"] == column.get("rows") for column in targets):
-        raise SpecError("target", "the target is empty in every row")
     return task
 
 

@@ -15,6 +15,7 @@ from service.schemas import EarlyStopping, JobSpec
 
 LEARNING_RATES = {"adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0.1}
 MOMENTUM_LEARNING_RATE = 0.02
+BATCH_SIZES = (32, 64, 128, 256)
 STEPS_WANTED, ROWS_A_BATCH, SHARD_ROWS, POINTS_WANTED = 2000, 50, 64, 1000
 
 
@@ -34,7 +35,7 @@ class ResolvedTraining:
 
 def resolve_training(spec: JobSpec, data: ResolvedData) -> ResolvedTraining:
     """For a network of any size."""
-    batch_size = _batch_size(spec, data.train)
+    batch_size = _batch_size(spec, data)
     steps_per_epoch = math.ceil(data.train / batch_size)
     epochs = _epochs(spec, steps_per_epoch)
     steps = epochs * steps_per_epoch
@@ -60,15 +61,15 @@ def _shards(spec: JobSpec, batch_size: int) -> int:
     return shards
 
 
-def _batch_size(spec: JobSpec, train: int) -> int:
-    """Auto: the power of two nearest to a fiftieth of the rows, within 32..256, and at most all rows."""
+def _batch_size(spec: JobSpec, data: ResolvedData) -> int:
     if spec.training.batch_size == AUTO:
-        nearest = 1 << round(math.log2(max(train / ROWS_A_BATCH, 1)))
-        return min(max(32, min(256, nearest)), train)
-    if int(spec.training.batch_size) > train:
-        message = f"{spec.training.batch_size} rows a step, but only {train} train (the rest is validation and test)"
+        nearest = min(BATCH_SIZES, key=lambda size: abs(size - data.rows / ROWS_A_BATCH))
+        return min(nearest, data.train)
+    wanted = int(spec.training.batch_size)
+    if wanted > data.train:
+        message = f"{wanted} rows a step, but only {data.train} train (the rest is validation and test)"
         raise SpecError("training.batch_size", message)
-    return int(spec.training.batch_size)
+    return wanted
 
 
 def _epochs(spec: JobSpec, steps_per_epoch: int) -> int:
