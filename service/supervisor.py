@@ -162,6 +162,7 @@ class Supervisor:
                 raise ServeError("\n".join(["the API does not start; its log ends with:", *lines]))
         if listens(self.settings.host, self.port):
             self.accepts_jobs = True
+            self.pids = self._pids()
             self._write_endpoints()
             self.tell(f"Fall Line accepts jobs: {self.api_url} ({self._elapsed()}); home {self.settings.home}")
 

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 # MLflow reads these when it is imported, or at each call. By default one call may take 4 minutes to fail.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"

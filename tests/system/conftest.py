@@ -1,0 +1,114 @@
+"""A whole service for tests: `fallline serve` on free ports in a folder of its own, and its processes at hand."""
+
+import csv
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service import launcher
+from service.client import FINAL_STATUSES, FallLine, Unreachable
+from service.local_service import LocalService
+
+Job = dict[str, Any]
+
+
+class Service:
+    """A running service, a client of it, and its processes."""
+
+    def __init__(self, local: LocalService) -> None:
+        self.local = local
+        self.client = FallLine(local.url)
+
+    @staticmethod
+    def step(job: Job) -> int:
+        """How many steps are committed."""
+        return int((job["progress"] or {}).get("step", 0))
+
+    @staticmethod
+    def ended(job: Job) -> bool:
+        """Nothing happens to the job any more."""
+        return job["status"] in FINAL_STATUSES
+
+    @staticmethod
+    def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> float:
+        """Polls until `condition` is true; the seconds it took."""
+        begun = time.monotonic()
+        while not condition():
+            assert time.monotonic() - begun < seconds, f"not within {seconds:g} s: {what}"
+            time.sleep(0.02)
+        return time.monotonic() - begun
+
+    def is_ready(self) -> bool:
+        """The API answers that every part is up."""
+        with suppress(Unreachable):
+            return bool(self.client.health()["ready"])
+        return False
+
+    @property
+    def supervisor(self) -> int:
+        return int(self.local.endpoints["pids"]["supervisor"])
+
+    def processes(self, title: str = "") -> list[int]:
+        """The pids of all processes whose command line contains `title`."""
+        found = []
+        for pid in launcher.descendants(self.supervisor):
+            try:
+                if title in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
+                    found.append(pid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has just ended
+        return found
+
+    def kill(self, part: str) -> None:
+        """SIGKILL to a part's own process, not to its launcher."""
+        os.kill(self.local.endpoints["pids"][part], signal.SIGKILL)
+
+    @contextmanager
+    def stopped(self, part: str) -> Iterator[None]:
+        """The part hangs, with all below it."""
+        pid = self.local.endpoints["pids"][part]
+        family = [pid, *launcher.descendants(pid)]
+        for member in family:
+            os.kill(member, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for member in family:
+                os.kill(member, signal.SIGCONT)
+
+    def job(self, job_id: str, until: Callable[[Job], Any], seconds: float = 90) -> Job:
+        """The job, as soon as `until` is true of it. The API may be away meanwhile."""
+        deadline, job = time.monotonic() + seconds, None
+        while True:
+            assert time.monotonic() < deadline, f"after {seconds:g} s: {job}"
+            with suppress(Unreachable):
+                if until(job := self.client.jobs.show(job_id)):
+                    return job
+            time.sleep(0.05)  # polls a condition
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 rows of two noisy classes of points as CSV."""
+    random = np.random.default_rng(5)
+    path = tmp_path_factory.mktemp("table") / "points.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["x", "y", "z", "kind"])
+        for _ in range(1200):
+            x, y, z = random.normal(size=3)
+            writer.writerow([x, y, z, "in" if x * x + y * y + random.normal() / 4 < 1.2 else "out"])
+    return path
+
+
+@pytest.fixture(scope="session")
+def new_service() -> type[Service]:
+    """The class: a fixture, since test modules cannot import from here."""
+    return Service
