@@ -51,6 +51,9 @@ class Transport(Protocol):
     def recruit(self) -> Remote:
         """A new worker; its first answer may take a while."""
 
+    def dismiss(self, remote: Remote) -> None:
+        """End a worker that takes no part."""
+
 
 class ObjectExchange:
     """Steps over `workers` and one `aggregator`. Raises RemoteLost from any method when the aggregator is lost."""
@@ -150,6 +153,8 @@ class ObjectExchange:
 
     def close(self) -> None:
         self._parameters = None
+        for worker, _ in self._joining:
+            self._transport.dismiss(worker)
         for remote, method in ((self._aggregator, "end"), *((worker, "detach") for worker in self._workers)):
             try:
                 self._transport.get([remote.call(method)])
@@ -165,7 +170,8 @@ class ObjectExchange:
         self._workers = [worker for worker in self._workers if worker not in dead]
         names = ", ".join(worker.name for worker in dead)
         self._count_failures(len(dead), error)
-        self._joining += [(new, new.call("attach", self._plan)) for new in (self._transport.recruit() for _ in dead)]
+        for _ in dead:
+            self._recruit()
         self._admit(wait=not self._workers)
         cost_ms = round(1000 * (self._clock() - began))
         message = f"lost {names} in step {self._committed + 1}; its shards went to others within {cost_ms} ms"
@@ -182,27 +188,34 @@ class ObjectExchange:
             raise TooManyFailures(len(self._lost_at), FAILURE_WINDOW_S) from error
 
     def _admit(self, wait: bool) -> None:
-        """Let workers that have attached take part. `wait`: until one does.
-
-        One that computes other bits than the first is left out; for one that dies before, another is recruited.
-        """
-        for worker, call in list(self._joining):
-            if not wait and not self._transport.is_ready(call):
-                continue
-            self._joining.remove((worker, call))
-            try:
-                found: str = self._transport.get([call])[0]
-            except RemoteLost as error:
-                self._count_failures(1, error)
-                new = self._transport.recruit()
-                self._joining.append((new, new.call("attach", self._plan)))
-                continue
-            self.numerics = self.numerics or found
-            if found == self.numerics:
-                self._workers.append(worker)
-            else:
-                data = {"worker": worker.name, "numerics": found, "expected": self.numerics}
-                message = f"{worker.name} computes other bits than the rest, and takes no part"
-                self._tell(TrainerEvent("fault", "warning", message, data, time.time()))
+        """Let workers that have attached take part. `wait`: until one does; RemoteLost when none is left that may."""
+        while self._joining:
+            for worker, call in list(self._joining):
+                if wait or self._transport.is_ready(call):
+                    self._joining.remove((worker, call))
+                    self._admit_one(worker, call)
+            if not wait or self._workers:
+                return
         if wait and not self._workers:
-            self._admit(wait)
+            raise RemoteLost(f"no worker is left that computes the bits of {self.numerics}")
+
+    def _admit_one(self, worker: Remote, call: Reference) -> None:
+        """One that computes other bits than the first is dismissed; for one that has died, another is recruited."""
+        try:
+            found: str = self._transport.get([call])[0]
+        except RemoteLost as error:
+            self._count_failures(1, error)
+            self._recruit()
+            return
+        self.numerics = self.numerics or found
+        if found == self.numerics:
+            self._workers.append(worker)
+            return
+        self._transport.dismiss(worker)
+        data = {"worker": worker.name, "numerics": found, "expected": self.numerics}
+        message = f"{worker.name} computes other bits than the rest, and takes no part"
+        self._tell(TrainerEvent("fault", "warning", message, data, time.time()))
+
+    def _recruit(self) -> None:
+        worker = self._transport.recruit()
+        self._joining.append((worker, worker.call("attach", self._plan)))

@@ -126,7 +126,10 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingFailure:
-    """Why a training ended without a result. `code`: diverged, worker_failures, out_of_memory, disk_full, internal."""
+    """Why a training ended without a result.
+
+    `code`: diverged, worker_failures, invalid_dataset, out_of_memory, disk_full, internal.
+    """
 
     code: str
     message: str

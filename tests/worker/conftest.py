@@ -142,6 +142,8 @@ def plain(name: str) -> MemoryRemote:
 class Site:
     """An ObjectExchange over `count` workers, with all that a test wants to look at or break."""
 
+    plain = staticmethod(plain)
+
     plan: StepPlan
     count: int
     transport: MemoryTransport = field(default_factory=lambda: MemoryTransport(plain))
