@@ -85,9 +85,13 @@ class RayTransport:
         return bool(ray.wait([reference], timeout=0)[0])
 
     def recruit(self) -> Remote:
-        name = _create(GradientWorker, {SLOT: 1})
-        self._recruits.append(name)
+        name = _new_name("GradientWorker")
+        self._recruits.append(name)  # before it exists: who lists the actors, then asks for the crew, finds it there
+        _create(name)
         return RayRemote(name)
+
+    def dismiss(self, remote: Remote) -> None:
+        _kill(remote.name)
 
 
 class TrainerHost:
@@ -134,7 +138,7 @@ class TrainerHost:
         self._workers = []
 
     def _abandon(self) -> None:
-        """Nobody polls any more: end the crew, and this process with it."""
+        """The job ends without an outcome: end the crew, and this process with it."""
         assert self._crew is not None
         for name in (*self._workers, self._crew.aggregator):
             _kill(name)
@@ -201,7 +205,7 @@ class Cluster:
                 self._idle[kind].append(self._make(kind))
 
     def start(self, plan: TrainingPlan, attempt: int, workers: int) -> TrainerHandle:
-        """Start the job on `workers` workers, from the pool as far as it goes."""
+        """Start the job on `workers` workers, from the pool as far as it goes. Raises TrainerLost, all ended again."""
         crew = Crew(
             self._take("TrainerHost"),
             self._take("ParameterAggregator"),
@@ -209,7 +213,11 @@ class Cluster:
         )
         self._busy[crew.trainer] = crew
         handle = TrainerHandle(plan.job_id, attempt, crew)
-        handle._call("start", plan, attempt, crew, self._orphan_seconds)
+        try:
+            handle._call("start", plan, attempt, crew, self._orphan_seconds)
+        except TrainerLost:
+            self.kill(handle)
+            raise
         return handle
 
     def running(self) -> list[TrainerHandle]:
@@ -226,11 +234,13 @@ class Cluster:
     def release(self, handle: TrainerHandle) -> None:
         """Take the actors of a job that has ended back into the pool."""
         described = _describe(handle.crew.trainer)
-        crew = handle.crew if described is None else described[2]
-        del self._busy[handle.crew.trainer]
-        if described is not None:
-            ray.get(_actor(crew.trainer).reset.remote(), timeout=ANSWER_S)
-            self._idle["TrainerHost"].append(crew.trainer)
+        if described is None:  # it has died since it told how the job ended
+            self._forget(handle.crew.trainer)
+            return
+        crew = described[2]
+        ray.get(_actor(crew.trainer).reset.remote(), timeout=ANSWER_S)
+        del self._busy[crew.trainer]
+        self._idle["TrainerHost"].append(crew.trainer)
         for kind, names in (("ParameterAggregator", (crew.aggregator,)), ("GradientWorker", crew.workers)):
             self._idle[kind] += [name for name in names if _answers(name)]
 
@@ -254,15 +264,24 @@ class Cluster:
         for name in sorted(names):
             if name.startswith("TrainerHost-") and (described := _describe(name)) is not None:
                 self._busy[name] = described[2]
-        taken = {n for crew in self._busy.values() for n in (crew.trainer, crew.aggregator, *crew.workers)}
-        for name in sorted(names - taken):
+        for name in sorted(names - self._taken()):
             kind = name.split("-")[0]
             if kind in self._idle and _answers(name):
                 self._idle[kind].append(name)
 
+    def _taken(self) -> set[str]:
+        """The actors of all jobs, workers that their trainers have recruited since included."""
+        crews = list(self._busy.values())
+        crews += [described[2] for described in map(_describe, self._busy) if described is not None]
+        return {name for crew in crews for name in (crew.trainer, crew.aggregator, *crew.workers)}
+
     def _forget(self, trainer: str) -> None:
+        """End a job's processes: its crew, and what its trainer had recruited, which nobody knows any more."""
         crew = self._busy.pop(trainer, None)
         for name in () if crew is None else (crew.trainer, crew.aggregator, *crew.workers):
+            _kill(name)
+        workers = {name for name in ray.util.list_named_actors() if name.startswith("GradientWorker-")}
+        for name in workers - self._taken() - set(self._idle["GradientWorker"]):
             _kill(name)
 
     def _take(self, kind: str) -> str:
@@ -273,17 +292,21 @@ class Cluster:
         return self._make(kind)
 
     def _make(self, kind: str) -> str:
-        if kind == "GradientWorker":
-            return _create(GradientWorker, {SLOT: 1})
-        return _create(TrainerHost if kind == "TrainerHost" else ParameterAggregator, {})
+        name = _new_name(kind)
+        _create(name)
+        return name
 
 
-def _create(kind: type, resources: dict[str, float]) -> str:
-    """A detached actor of class `kind`; returns its name. It may still be starting."""
-    name = f"{kind.__name__}-{uuid.uuid4().hex[:12]}"
+def _new_name(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex[:12]}"
+
+
+def _create(name: str) -> None:
+    """A detached actor of the class that `name` begins with. It may still be starting."""
+    kind = {kind.__name__: kind for kind in (TrainerHost, ParameterAggregator, GradientWorker)}[name.split("-")[0]]
+    resources = {SLOT: 1} if kind is GradientWorker else {}
     options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0, "resources": resources}
     ray.remote(kind).options(max_restarts=0, max_task_retries=0, **options).remote()
-    return name
 
 
 def _actor(name: str) -> Any:
@@ -294,13 +317,11 @@ def _actor(name: str) -> Any:
 
 
 def _answers(name: str) -> bool:
-    """Whether the actor is there and answers; one that hangs is killed."""
+    """Whether the actor is there and answers; one that does not is killed, if it was not gone before."""
     try:
         ray.get(_actor(name).__ray_ready__.remote(), timeout=ANSWER_S)
-    except exceptions.GetTimeoutError:
+    except (exceptions.GetTimeoutError, exceptions.RayActorError, RemoteLost):
         _kill(name)
-        return False
-    except (exceptions.RayActorError, RemoteLost):
         return False
     return True
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from core.errors import CoreError
 from worker.dataset import DatasetError
-from worker.errors import Cancelled, Diverged, Orphaned, TooManyFailures
+from worker.errors import Cancelled, Diverged, Orphaned, RemoteLost, TooManyFailures
 from worker.plan import TrainerReport, TrainingFailure, TrainingPlan, TrainingResult
 from worker.recorder import Recorder
 from worker.trainer import OpenExchange, Trainer
@@ -19,7 +19,10 @@ DIVERGENCE_HINT = "lower optimizer.learning_rate, or set optimizer.clip_norm (1.
 
 
 class Run:
-    """One attempt at one job, in a thread of its own. `abandoned` is called when nobody polls it any more."""
+    """One attempt at one job, in a thread of its own.
+
+    `abandoned` is called when it ends without an outcome: nobody polls it any more, or its aggregator is lost.
+    """
 
     def __init__(
         self,
@@ -56,7 +59,8 @@ class Run:
             self._outcome = "succeeded"
         except Cancelled:
             self._outcome = "cancelled"
-        except Orphaned as error:
+        except (Orphaned, RemoteLost) as error:
+            # Nobody to report to, or nothing left to go on with: whoever asks again finds the trainer lost.
             log.warning("%s attempt %d: %s", self.job_id, self.attempt, error)
             self._abandoned()
         except Exception as error:
