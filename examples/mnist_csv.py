@@ -3,7 +3,7 @@
 Usage: python examples/mnist_csv.py FOLDER OUT.csv
 
 FOLDER holds train-images-idx3-ubyte, train-labels-idx1-ubyte and the two t10k files, each as it is or with .gz. The
-columns: row (0 to 69999, which mnist.yaml splits by), label, and pixel0 to pixel783, 0 to 255.
+columns: row (0 to 69999, which mnist.yaml splits by), label, and pixel0 to pixel783, from 0 to 1, with three decimals.
 """
 
 import argparse
@@ -49,10 +49,11 @@ def read_mnist(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def write_csv(images: NDArray[Any], labels: NDArray[Any], path: Path) -> None:
     """One line an image, under a line of names."""
     names = ("row", "label", *(f"pixel{k}" for k in range(images.shape[1])))
+    shades = [f"{shade / 255:.3f}".rstrip("0").rstrip(".") or "0" for shade in range(256)]
     with path.open("w", encoding="ascii") as file:
         file.write(",".join(names) + "\n")
         for row, (label, image) in enumerate(zip(labels.tolist(), images, strict=True)):
-            file.write(f"{row},{label},{','.join(map(str, image.tolist()))}\n")
+            file.write(f"{row},{label},{','.join([shades[pixel] for pixel in image])}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

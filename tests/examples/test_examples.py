@@ -77,11 +77,11 @@ def test_mnist_as_csv(small_mnist):
     assert run("mnist_csv.py", small_mnist, small_mnist / "mnist.csv").startswith("5 rows")
     assert (small_mnist / "mnist.csv").read_text().splitlines() == [
         "row,label,pixel0,pixel1,pixel2,pixel3",
-        "0,5,0,1,2,3",
-        "1,0,4,5,6,7",
-        "2,4,8,9,10,11",
-        "3,7,248,249,250,251",
-        "4,2,252,253,254,255",
+        "0,5,0,0.004,0.008,0.012",
+        "1,0,0.016,0.02,0.024,0.027",
+        "2,4,0.031,0.035,0.039,0.043",
+        "3,7,0.973,0.976,0.98,0.984",
+        "4,2,0.988,0.992,0.996,1",
     ]
 
 

@@ -1,0 +1,29 @@
+"""The spec of examples/mnist.yaml is one that the service takes, with MNIST's own test rows as its test rows."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from service.resolve import Limits, resolve
+from service.schemas import JobSpec
+
+SPEC = Path(__file__).resolve().parents[2] / "examples" / "mnist.yaml"
+
+
+def dataset():
+    """What the service knows of the table that mnist_csv.py writes."""
+    row = {"name": "row", "type": "integer", "missing": 0, "distinct": 70000, "minimum": 0, "maximum": 69999}
+    label = {"name": "label", "type": "integer", "missing": 0, "distinct": 10, "values": list(range(10))}
+    pixels = [{"name": f"pixel{k}", "type": "number", "missing": 0, "distinct": 256} for k in range(784)]
+    return {"id": "ds_1", "name": "mnist", "rows": 70000, "columns": [row, label, *pixels]}
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of {exclude: [...]}, whose dump is right
+def test_mnist_spec():
+    spec = JobSpec.model_validate(YAML(typ="safe").load(SPEC))
+    plan = resolve(spec, dataset(), Limits(max_parameters=10**9, worker_slots=16)).plan
+    assert plan["rows"] == {"train": 60000, "validation": 0, "test": 10000}
+    assert plan["parameters"] == 784 * 256 + 256 + 256 * 128 + 128 + 128 * 10 + 10
+    assert plan["spec"]["task"] == "classification"
+    assert plan["spec"]["features"] == [f"pixel{k}" for k in range(784)]
