@@ -146,7 +146,7 @@ def _build(spec: DataSpec, folder: Path) -> None:
     classes = distinct_values(columns[wanted.targets[0]], usable) if wanted.task == "classification" else None
     split = _split(spec, columns, usable, classes)
     fitted = Preprocessing.fit(wanted, columns, split.train, classes)
-    weights = None if spec.weight_column is None else _weights(columns[spec.weight_column], usable)
+    weights = None if spec.weight_column is None else _weights(columns[spec.weight_column], usable, split)
     for name, rows in split.named().items():
         features = np.lib.format.open_memmap(
             folder / f"features.{name}.npy", mode="w+", dtype=np.float32, shape=(len(rows), fitted.width)
@@ -196,8 +196,8 @@ def _split(spec: DataSpec, columns: Mapping[str, Column], rows: Rows, classes: t
     return time_split(rows, column.values[rows], spec.validation, spec.test)
 
 
-def _weights(column: Column, rows: Rows) -> npt.NDArray[np.float32]:
-    """float32, one a row of the table; those of `rows` are finite, none is negative, and not all are 0."""
+def _weights(column: Column, rows: Rows, split: Split) -> npt.NDArray[np.float32]:
+    """float32, one a row of the table; those of `rows` are finite, none is negative, and no split's are all 0."""
     if column.type == "text":
         raise SpecificationError("weight_column", column.name, "a column of numbers (it holds text)")
     with np.errstate(over="ignore"):
@@ -207,8 +207,9 @@ def _weights(column: Column, rows: Rows) -> npt.NDArray[np.float32]:
     if wrong.any():
         row = int(rows[np.argmax(wrong)])
         raise DataError(row, column.name, column.value(row), "a weight of at least 0 in every row")
-    if not used.any():
-        raise SpecificationError("weight_column", column.name, "a weight above 0 in some row")
+    for name, part in split.named().items():
+        if len(part) and not weights[part].any():
+            raise SpecificationError("weight_column", column.name, f"a weight above 0 in some {name} row")
     return weights
 
 

@@ -191,6 +191,16 @@ def test_a_weight_that_is_missing_is_refused(spec: DataSpec, name: str) -> None:
         prepare(replace(spec, weight_column="city"))
 
 
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_a_split_without_any_weight_is_refused(spec: DataSpec, name: str) -> None:
+    """Its loss would be nothing divided by nothing."""
+    weights = np.ones(ROWS)
+    weights[traced(spec)[name]] = 0.0
+    np.save(Path(spec.dataset_folder) / "columns" / "c5.npy", weights)
+    with pytest.raises(SpecificationError, match=f"a weight above 0 in some {name} row"):
+        prepare(replace(spec, weight_column="weight"))
+
+
 def test_an_entry_is_built_once_and_its_name_depends_on_content_alone(spec: DataSpec, tmp_path: Path) -> None:
     first = prepare(spec)
     stamp = (first.folder / "prepared.json").stat().st_mtime_ns
