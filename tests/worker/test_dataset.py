@@ -179,6 +179,7 @@ def test_weights_and_several_targets(spec: DataSpec) -> None:
     assert weights is not None
     assert weights.dtype == np.float32
     assert weights.tolist() == (features[:, 0] % 3).tolist()
+    assert prepare(replace(spec, weight_column="weight", test=0.0)).rows["test"] == 0
     scales, means = prepared.preprocessing.target_scales, prepared.preprocessing.target_means
     np.testing.assert_allclose(targets[:, 0] * scales[0] + means[0], features[:, 0] % 13, atol=1e-5)
 
