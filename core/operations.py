@@ -184,18 +184,27 @@ class Binary(Operation):
         """Write the message to the second parent."""
 
 
-class Add(Binary):
-    """z = x + y;  dz/dx = dz/dy = 1."""
+class Add(Operation):
+    """z = x1 + x2 + ..., of two or more parents of one shape;  dz/dx1 = dz/dx2 = 1."""
 
     reads_parents = False
 
-    def forward(self, z: Array, x: Array, y: Array) -> None:
+    def shape(self, *parents: Shape) -> Shape:
+        if len(parents) < 2 or len(set(parents)) > 1:
+            raise ValueError("expected two or more parents of one shape")
+        return parents[0]
+
+    def forward(self, z: Array, x: Array, y: Array, *others: Array) -> None:
         np.add(x, y, out=z)
+        for other in others:
+            np.add(z, other, out=z)
 
-    def to_x(self, message: Array, signal: Array, *_: Array) -> None:
-        np.copyto(message, signal)
+    def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
+        return (_pass_on,) * len(parents)
 
-    to_y = to_x
+
+def _pass_on(message: Array, signal: Array, *_: Array) -> None:
+    np.copyto(message, signal)
 
 
 class Subtract(Binary):

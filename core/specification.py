@@ -8,27 +8,28 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from .errors import SpecificationError
 
 T = TypeVar("T")
 
 
-def added(default: Any) -> Any:
-    """A field that came later: at its default it is left out of the JSON, whose hash then stays what it was."""
-    return dataclasses.field(default=default, metadata={"added": True})
-
-
 class Specification:
-    """Base of the frozen dataclasses that describe what to build: `from_json(to_json())` is the same again."""
+    """Base of the frozen dataclasses that describe what to build: `from_json(to_json())` is the same again.
+
+    Fields named in `optional` are left out of the JSON at their defaults: it is brief, and where a field comes later,
+    what was written before keeps its hash.
+    """
+
+    optional: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name, in plain JSON types (a tuple becomes a list)."""
         return {
             field.name: _plain(getattr(self, field.name))
             for field in dataclasses.fields(self)  # type: ignore[arg-type]
-            if not field.metadata.get("added") or getattr(self, field.name) != field.default
+            if field.name not in self.optional or getattr(self, field.name) != field.default
         }
 
     @classmethod

@@ -60,7 +60,8 @@ class GradientWorker:
         if weights is not None and self._weights is not None:
             w = self._weights[:count]
             _take(weights, rows, w)
-        loss = self._network.loss_and_gradient(parameters, gradient, x, y, w)
+        assert self._plan is not None
+        loss = self._network.loss_and_gradient(parameters, gradient, x, y, w, (self._plan.sampling.seed, step, shard))
         weight = float(count) if w is None else float(w.sum(dtype=np.float64))
         return ShardReport(step, shard, count, weight, loss)
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,35 @@ def test_a_saved_model_loads_as_the_same_model(tmp_path: Path, task: str, dtype:
     assert model_bytes(again) == model_bytes(model)
     assert again.predict(ROWS) == model.predict(ROWS)
     assert again.input_example == model.input_example
+
+
+NOTATIONS = [
+    {"hidden": (5,), "loss": "binary_cross_entropy", "activation": {"name": "leaky_relu", "negative_slope": 0.2}},
+    {"layers": ({"units": 5, "activation": "gelu", "dropout": 0.5}, {"units": 4, "layer_norm": True})},
+    {
+        "graph": (
+            {"name": "a", "inputs": ("features",), "units": 5},
+            {"name": "b", "inputs": ("a",), "units": 5},
+            {"name": "c", "inputs": ("a", "b"), "operation": "sum"},
+        )
+    },
+]
+
+
+@pytest.mark.parametrize("notation", NOTATIONS, ids=["binary", "layers", "graph"])
+def test_every_notation_of_a_network_is_kept(tmp_path: Path, notation: dict[str, Any]) -> None:
+    small = make()
+    columns = {"age": number_column("age", [31.0, 22.0, 40.0, None]), "yes": number_column("yes", [1, 0, 1, 0])}
+    fitted = Preprocessing.fit(PreprocessingSpec(("age",), ("yes",), "classification"), columns, np.arange(4))
+    network = NetworkSpec(1, 2, **notation)
+    model = Model(network, fitted, initial_parameters(network, 7), small.spec, "d" * 64)
+    save_model(tmp_path, model)
+    again = load_model(tmp_path)
+    assert again.network == network
+    assert again.model_sha256 == model.model_sha256
+    answers = again.predict([{"age": 30.0}, {"age": None}])
+    assert answers == model.predict([{"age": 30.0}, {"age": None}])
+    assert all(sum(answer["probabilities"].values()) == pytest.approx(1.0, abs=1e-6) for answer in answers)
 
 
 def test_the_hash_of_the_stored_tensors_in_the_networks_order_is_weights_sha256(tmp_path: Path) -> None:
