@@ -17,6 +17,7 @@ SPECS = [
     OptimizerSpec("sgd", 0.1, momentum=0.9, nesterov=True, clip_norm=1.0),
     OptimizerSpec("adamw", 1),
     ScheduleSpec("cosine", 0.05),
+    ScheduleSpec("step", 0.05, 0.5, 0.1),
 ]
 
 
@@ -83,7 +84,10 @@ def test_missing_field_is_refused():
             ("clip_norm", 0.0),
         ]
     ]
-    + [(ScheduleSpec, {"name": "constant"}, field, value) for field, value in [("name", "up"), ("warmup", 1.0)]],
+    + [
+        (ScheduleSpec, {"name": "constant"}, field, value)
+        for field, value in [("name", "up"), ("warmup", 1.0), ("factor", 0.0), ("factor", 1.0), ("every", 0)]
+    ],
 )
 def test_wrong_value_names_the_field(kind, valid, field, value):
     kind.from_json(valid)
