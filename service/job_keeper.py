@@ -178,7 +178,7 @@ class JobKeeper:
         self._release(job.id)
 
     def _lost(self, job: JobRecord, error: TrainerLost) -> None:
-        self.losses[job.id] += 1
+        self.losses[job.id] += job.id in self.held  # one that never came up says nothing about the job
         self._drop(job.id)
         self.cluster.running()  # a trainer lost at its very start is nobody's: this look gives its crew's slots back
         if reconcile.after_lost_trainer(self.losses[job.id]):

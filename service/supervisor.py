@@ -11,6 +11,7 @@ started again for it. A controller that says that Ray is lost, or says nothing f
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -47,16 +48,19 @@ API_ATTEMPTS = 3
 
 def say(line: str) -> None:
     """A line on standard output, at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more: no reason to end the service
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 class Supervisor:
     """The running service. `run` returns when it has ended; the lock on the home is the caller's affair."""
 
     def __init__(self, settings: Settings, tell: Callable[[str], None] = say) -> None:
-        """Raises `ServeError` when a port is taken."""
+        """Raises `ServeError` when a port is taken, or the address of Ray is not one."""
         self.settings, self.tell = settings, tell
+        if settings.ray_address and not re.fullmatch(r"[^/:]+:\d+", settings.ray_address):
+            raise ServeError(f"FALLLINE_RAY_ADDRESS={settings.ray_address}: expected HOST:PORT of a cluster's head")
         self.started_at = time.time()
         self.stops = 0
         self.accepts_jobs = self.everything_is_up = False
@@ -115,6 +119,8 @@ class Supervisor:
         """Runs until a signal says otherwise. Returns 0; raises `ServeError` when the API does not come up."""
         launcher.become_subreaper()  # a launcher that is killed leaves its command to this process
         wanted = {number: self._on_signal for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            del wanted[signal.SIGHUP]  # nohup: the service outlives its terminal
         wanted[signal.SIGCHLD] = lambda _number, _frame: None  # ends `select` early
         before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
         wakeup = launcher.wakeup_pipe()

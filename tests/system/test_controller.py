@@ -1,0 +1,216 @@
+"""Jobs through every outage: MLflow hangs or dies, the controller, a trainer or all of Ray is killed.
+
+After each, the checker: same weights, every metric once in the store and in MLflow, exactly one version.
+"""
+
+import math
+import os
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.client import ServiceError
+from service.local_service import LocalService
+from service.tracked import JOB_TAG
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of MLflow's own, about its own type hints, at its import
+    from service.tracking import Tracking
+
+pytestmark = pytest.mark.system
+
+SPEC: dict[str, Any] = {
+    "dataset": "points",
+    "target": "kind",
+    "training": {"epochs": 25, "batch_size": 128, "early_stopping": None},
+    "distribution": {"workers": 2, "shards": 2},
+}
+SLOTS = 3
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
+    with LocalService(tmp_path_factory.mktemp("home"), {"FALLLINE_WORKER_SLOTS": str(SLOTS)}) as local:
+        local.wait_until_ready()
+        service = new_service(local)
+        service.client.datasets.upload(table, name="points")
+        yield service
+        service.client.close()
+
+
+@pytest.fixture
+def tracking(running: Any) -> Tracking:
+    return Tracking(running.local.endpoints["mlflow"])
+
+
+@pytest.fixture(scope="module")
+def weights(running: Any) -> str:
+    """The hash that every undisturbed or disturbed run of SPEC must end with."""
+    job = running.job(running.client.jobs.submit(SPEC)["id"], running.ended)
+    return str(job["result"]["weights_sha256"])
+
+
+def submitted(running: Any, **changes: Any) -> str:
+    return str(running.client.jobs.submit({**SPEC, **changes})["id"])
+
+
+def training(running: Any, job_id: str) -> Any:
+    return running.job(job_id, lambda job: running.step(job) > 10)
+
+
+def messages(running: Any, job_id: str, kind: str) -> list[str]:
+    return [e["message"] for e in running.client.jobs.events_page(job_id)["data"] if e["type"] == kind]
+
+
+def run_status(running: Any, tracking: Tracking, job_id: str) -> str | None:
+    """How the job's run stands in MLflow; None: it has none yet."""
+    run = running.client.jobs.show(job_id)["mlflow"]
+    return None if run is None else str(tracking.client.get_run(run["run_id"]).info.status)
+
+
+def check(running: Any, tracking: Tracking, job: Any, weights: str) -> None:
+    """What must hold of a job that succeeded, whatever happened meanwhile."""
+    assert job["status"] == "succeeded", job["error"]
+    assert job["result"]["weights_sha256"] == weights
+    run = tracking.client.get_run(job["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    series = running.client.jobs.metrics(job["id"])["series"]
+    assert set(series) >= {"train_loss", "validation_loss", "validation_accuracy"}
+    for name, found in series.items():
+        history = tracking.client.get_metric_history(run.info.run_id, name)
+        assert sorted((m.step, m.value) for m in history) == list(zip(found["steps"], found["values"], strict=True))
+        assert len(set(found["steps"])) == len(found["steps"])
+    steps = job["progress"]["steps"]
+    logged = job["spec"]["training"]["log_every_steps"]
+    assert len(series["train_loss"]["steps"]) == math.ceil(steps / logged)
+    versions = tracking.client.search_model_versions("name = 'points'")
+    assert [v.version for v in versions if v.tags[JOB_TAG] == job["id"]] == [str(job["model"]["version"])]
+    events = running.client.jobs.events_page(job["id"])["data"]
+    assert [e["id"] for e in events] == list(range(1, len(events) + 1))
+
+
+def test_a_hung_mlflow_delays_no_job_and_loses_no_metric(running: Any, tracking: Tracking, weights: str) -> None:
+    job_id = submitted(running)
+    training(running, job_id)
+    with running.stopped("mlflow"):
+        # The reconcile loop goes on: another job comes and is cancelled, at the usual pace.
+        other = submitted(running, distribution={"workers": 1, "shards": 2})
+        training(running, other)
+        running.client.jobs.cancel(other)
+        begun = time.monotonic()
+        running.job(other, running.ended)
+        assert time.monotonic() - begun < 5
+        waiting = running.job(job_id, lambda job: job["progress"]["phase"] == "registering" and job["status_reason"])
+        assert waiting["status_reason"].startswith("waiting for MLflow since 20")
+        assert waiting["status"] == "running"
+        running.wait_for(lambda: running.client.health().get("missing") == ["mlflow"], 15, "readyz naming MLflow")
+    check(running, tracking, running.job(job_id, running.ended), weights)
+    assert len([m for m in messages(running, job_id, "log") if m.startswith("waiting for MLflow")]) == 1
+    cancelled = running.client.jobs.show(other)
+    assert cancelled["status"] == "cancelled"
+    running.wait_for(lambda: run_status(running, tracking, other) == "KILLED", 10, "the end of the cancelled run")
+
+
+def test_a_killed_mlflow_comes_back_and_has_everything(running: Any, tracking: Tracking, weights: str) -> None:
+    job_id = submitted(running)
+    training(running, job_id)
+    running.kill("mlflow")
+    check(running, tracking, running.job(job_id, running.ended), weights)
+
+
+def test_a_killed_controller_finds_its_trainer_again(running: Any, tracking: Tracking, weights: str) -> None:
+    job_id = submitted(running)
+    training(running, job_id)
+    trainers = running.processes("TrainerHost")
+    running.kill("controller")
+    check(running, tracking, running.job(job_id, running.ended), weights)
+    assert messages(running, job_id, "fault") == []
+    assert set(trainers) <= set(running.processes("TrainerHost"))
+    assert len(messages(running, job_id, "log")) == len(set(messages(running, job_id, "log")))
+
+
+def test_a_killed_trainer_costs_a_fresh_start(running: Any, tracking: Tracking, weights: str) -> None:
+    job_id = submitted(running)
+    training(running, job_id)
+    for pid in running.processes("TrainerHost"):
+        os.kill(pid, signal.SIGKILL)
+    check(running, tracking, running.job(job_id, running.ended), weights)
+    assert len(messages(running, job_id, "fault")) == 1
+
+
+def test_a_killed_worker_costs_nothing_but_time(running: Any, tracking: Tracking, weights: str) -> None:
+    job_id = submitted(running)
+    training(running, job_id)
+    at_work = running.processes("GradientWorker.")
+    assert at_work
+    os.kill(at_work[0], signal.SIGKILL)
+    job = running.job(job_id, running.ended)
+    check(running, tracking, job, weights)
+    assert job["result"]["worker_failures"] >= 1
+
+
+def test_ray_may_die_altogether(running: Any, tracking: Tracking, weights: str) -> None:
+    job_id = submitted(running)
+    training(running, job_id)
+    before = running.local.endpoints["ray"]
+    running.kill("ray")
+    running.wait_for(lambda: running.local.endpoints["ray"] != before, 10, "another Ray")
+    check(running, tracking, running.job(job_id, running.ended), weights)
+    running.wait_for(running.is_ready, 30, "all parts")
+
+
+def test_jobs_wait_for_slots_in_their_order(running: Any, weights: str) -> None:
+    first, second, third = submitted(running), submitted(running), submitted(running, distribution={"workers": 1})
+    waiting = running.job(second, lambda job: job["status_reason"])
+    assert waiting["status_reason"] == "waiting for free worker slots"
+    assert running.client.jobs.show(third)["status"] == "queued"
+    jobs = [running.job(job_id, running.ended) for job_id in (first, second, third)]
+    assert [job["status"] for job in jobs] == ["succeeded"] * 3
+    assert jobs[1]["status_reason"] is None
+    assert jobs[0]["started_at"] <= jobs[1]["started_at"] <= jobs[2]["started_at"]
+
+
+def test_a_diverging_job_registers_nothing(running: Any, tracking: Tracking) -> None:
+    job_id = submitted(
+        running, optimizer={"name": "sgd", "learning_rate": 1e30}, model={"name": "diverged", "deploy": "always"}
+    )
+    job = running.job(job_id, running.ended)
+    assert job["status"] == "failed"
+    assert job["error"]["code"] == "diverged"
+    assert {"step", "shard", "hint"} <= job["error"].keys()
+    running.wait_for(lambda: run_status(running, tracking, job_id) == "FAILED", 10, "the end of the failed run")
+    assert tracking.production(["diverged"]) == {}
+    with pytest.raises(ServiceError, match="diverged"):
+        running.client.models.show("diverged")
+
+
+def test_without_a_model_a_job_is_tracked_and_not_registered(running: Any, tracking: Tracking, weights: str) -> None:
+    job = running.job(submitted(running, model=None, metadata={"team": "x"}), running.ended)
+    assert (job["status"], job["model"]) == ("succeeded", None)
+    assert tracking.client.get_run(job["mlflow"]["run_id"]).data.tags["team"] == "x"
+    assert not [v for v in tracking.client.search_model_versions() if v.tags[JOB_TAG] == job["id"]]
+
+
+def test_policies_deploy_and_a_move_in_mlflow_is_followed(running: Any, tracking: Tracking) -> None:
+    def version(**changes: Any) -> Any:
+        return running.job(submitted(running, **changes), running.ended)["model"]
+
+    policy = {"name": "policy", "deploy": "if_better"}
+    short = {"epochs": 1, "batch_size": 128, "early_stopping": None}
+    assert version(model=policy, training=short) == {"name": "policy", "version": 1, "deployed": True}
+    assert version(model=policy) == {"name": "policy", "version": 2, "deployed": True}
+    assert version(model=policy, training=short)["deployed"] is False
+    assert version(model=policy, split={"validation": 0.3})["deployed"] is False
+    running.wait_for(lambda: tracking.production(["policy"]) == {"policy": 2}, 10, "the alias in MLflow")
+    tracking.client.set_registered_model_alias("policy", "production", "3")
+    rows = [{"x": 0.0, "y": 0.0, "z": 0.0}]
+    running.wait_for(lambda: running.client.predict("policy", rows)["version"] == 3, 15, "the move made in MLflow")
+    running.client.models.deploy("policy", 1)
+    assert running.client.predict("policy", rows)["version"] == 1
+    running.wait_for(lambda: tracking.production(["policy"]) == {"policy": 1}, 10, "the move made here")
+    assert running.client.predict("policy", rows)["version"] == 1
