@@ -21,8 +21,8 @@ def wrong(expected: str, value: Any) -> PydanticCustomError:
     """The refusal of one value."""
     try:
         shown = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
-        shown = "a number of thousands of digits"
+    except (ValueError, RecursionError):  # a number of more than 4,300 digits, lists in lists in lists
+        shown = f"too large a {type(value).__name__} to show"
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     return PydanticCustomError("invalid", "expected {expected}; got {shown}", {"expected": expected, "shown": shown})
 

@@ -14,7 +14,7 @@ LIMITS = Limits(max_parameters=10**8, worker_slots=16)
 
 
 def column(name: str, kind: str, distinct: int, missing: int = 0, **more: Any) -> dict[str, Any]:
-    listed = {"values": []} if distinct <= 1000 else {}
+    listed: dict[str, Any] = {"values": []} if distinct <= 1000 else {}
     return {"name": name, "type": kind, "distinct": distinct, "missing": missing, "file": "c0.npy", **listed, **more}
 
 
