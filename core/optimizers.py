@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,13 @@ Vector = NDArray[Any]
 class OptimizerSpec(Specification):
     """An optimizer by name with all its numbers; those that it does not use are ignored by it.
 
-    `clip_norm` bounds the mean gradient's global norm before the update. That is a reduction over the whole vector and
-    so the aggregator's, not the optimizer's.
+    `l1` adds the penalty l1 |w|_1 to the loss, in every optimizer and decoupled in none: its subgradient, l1 sign(w),
+    joins the gradient first. `clip_norm` bounds the mean gradient's global norm before the update, `max_norm` the norm
+    of each unit's incoming weights after it. Those two are reductions over more than a block, and so the aggregator's
+    (`max_norm.MaxNorm`), not the optimizer's.
     """
+
+    optional: ClassVar[tuple[str, ...]] = ("l1", "max_norm")
 
     name: str
     learning_rate: float
@@ -35,6 +39,8 @@ class OptimizerSpec(Specification):
     beta2: float = 0.999
     epsilon: float = 1e-8
     clip_norm: float | None = None
+    l1: float = 0.0
+    max_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_choice("name", self.name, OPTIMIZERS)
@@ -47,6 +53,9 @@ class OptimizerSpec(Specification):
         require_number("epsilon", self.epsilon, above=0.0)
         if self.clip_norm is not None:
             require_number("clip_norm", self.clip_norm, above=0.0)
+        require_number("l1", self.l1, least=0.0)
+        if self.max_norm is not None:
+            require_number("max_norm", self.max_norm, above=0.0)
 
 
 class Optimizer(ABC):
@@ -70,10 +79,14 @@ class Optimizer(ABC):
     ) -> None:
         """Write the parameters and state after `step` (counted from 1) into `out_parameters` and `out_state`.
 
-        All are one-dimensional, of one length and dtype, and do not overlap (plain SGD, without momentum and weight
-        decay, may write its parameters in place). `gradient` is used as scratch. Allocates nothing. What is not finite
+        All are one-dimensional, of one length and dtype, and do not overlap (plain SGD, without momentum, weight decay
+        and l1, may write its parameters in place). `gradient` is used as scratch. Allocates nothing. What is not finite
         passes through without a warning: check the results.
         """
+        if self.spec.l1:
+            np.sign(parameters, out=out_parameters)
+            np.multiply(out_parameters, self.spec.l1, out=out_parameters)
+            np.add(gradient, out_parameters, out=gradient)
         self._update(step, learning_rate, parameters, gradient, state, out_parameters, *out_state)
 
     @abstractmethod

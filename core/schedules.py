@@ -44,7 +44,7 @@ def step(spec: ScheduleSpec, progress: float) -> float:
 
 def exponential(spec: ScheduleSpec, progress: float) -> float:
     """factor^progress: by the same factor from any step to the next."""
-    return spec.factor**progress
+    return math.pow(spec.factor, progress)
 
 
 def inverse(spec: ScheduleSpec, progress: float) -> float:

@@ -16,16 +16,20 @@ SPECS = [
     OptimizerSpec("adam", 0.01, weight_decay=0.01),
     OptimizerSpec("adamw", 0.01, weight_decay=0.01),
     OptimizerSpec("adamw", 0.01),
+    OptimizerSpec("sgd", 0.1, l1=0.02),
+    OptimizerSpec("sgd", 0.1, momentum=0.9, weight_decay=0.01, l1=0.02),
+    OptimizerSpec("adamw", 0.01, weight_decay=0.01, l1=0.02),
 ]
 
 
 def identity(spec):
-    return f"{spec.name}-{spec.momentum:g}-{spec.nesterov:d}-{spec.weight_decay:g}"
+    return f"{spec.name}-{spec.momentum:g}-{spec.nesterov:d}-{spec.weight_decay:g}-{spec.l1:g}"
 
 
 def scalar_step(spec, step, w, g, s):
     """The formulas once more, for one number in plain Python. `s` is the state before, a list; returns w and state."""
     rate, decay = spec.learning_rate, spec.weight_decay
+    g += spec.l1 * (w > 0) - spec.l1 * (w < 0)
     if spec.name == "sgd":
         g += decay * w
         if not spec.momentum:
@@ -111,8 +115,8 @@ def test_no_allocation(spec):
 
 @pytest.mark.parametrize("spec", SPECS, ids=identity)
 def test_downhill(spec):
-    """Each finds the minimum of 1/2 (w - 3)^2, decay aside."""
-    spec = OptimizerSpec(**(spec.to_json() | {"weight_decay": 0.0, "learning_rate": 0.1}))
+    """Each finds the minimum of 1/2 (w - 3)^2, penalties aside."""
+    spec = OptimizerSpec(**(spec.to_json() | {"weight_decay": 0.0, "l1": 0.0, "learning_rate": 0.1}))
     optimizer = make_optimizer(spec)
     now = [np.zeros(1), *(np.zeros(1) for _ in range(optimizer.state_vectors))]
     rate = {"adagrad": 1.0}.get(spec.name, 0.1)
@@ -132,3 +136,9 @@ def test_overflow_passes_through_without_a_warning(name):
     state = [np.zeros(2, np.float32) for _ in range(2 * optimizer.state_vectors)]
     optimizer.update(1, 1e30, w, g, state[: optimizer.state_vectors], out, state[optimizer.state_vectors :])
     assert not np.isfinite(out).all()
+
+
+def test_l1_leaves_a_weight_at_0_alone():
+    optimizer, out = make_optimizer(OptimizerSpec("sgd", 0.5, l1=0.25)), np.empty(4)
+    optimizer.update(1, 0.5, np.array([1.0, -1.0, 0.0, -0.0]), np.zeros(4), (), out, ())
+    np.testing.assert_array_equal(out, [0.875, -0.875, 0.0, 0.0])

@@ -16,6 +16,7 @@ SPECS = [
     NetworkSpec(4, 3, (8,), Choice("leaky_relu", (("negative_slope", 0.2),))),
     OptimizerSpec("sgd", 0.1, momentum=0.9, nesterov=True, clip_norm=1.0),
     OptimizerSpec("adamw", 1),
+    OptimizerSpec("adam", 0.1, l1=0.1, max_norm=2.0),
     ScheduleSpec("cosine", 0.05),
     ScheduleSpec("step", 0.05, 0.5, 0.1),
 ]
@@ -82,6 +83,8 @@ def test_missing_field_is_refused():
             ("beta2", -0.1),
             ("epsilon", 0),
             ("clip_norm", 0.0),
+            ("l1", -0.1),
+            ("max_norm", 0.0),
         ]
     ]
     + [
