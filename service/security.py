@@ -37,7 +37,7 @@ class Guard:
         limit = self._max_upload + UPLOAD_SLACK if scope["path"] == UPLOADS else self._max_body
         too_large = error_answer(413, "too_large", f"the body is larger than {limit:,} bytes", details={"limit": limit})
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > limit:
+        if not (length.isascii() and length.isdigit() and len(length) < 20) or int(length) > limit:
             await too_large(scope, receive, send)
             return
         read, started = 0, False

@@ -15,6 +15,7 @@ from service.context import Context, context
 from service.errors import ApiError, NotFound
 from service.job_state import FINAL
 from service.records import EventRecord
+from service.routes.parameters import LARGEST
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 Parts = Annotated[Context, Depends(context)]
@@ -27,7 +28,7 @@ async def events(
     request: Request,
     parts: Parts,
     job_id: str,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -39,7 +40,7 @@ async def events(
         data = [answers.event(event) for event in found[:limit]]
         return Answer(answers.listed(data, len(found) > limit))
     if last_event_id is not None:
-        if not last_event_id.isdigit():
+        if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 16):
             message = f"expected the number of an event; got {last_event_id!r}"
             raise ApiError(422, "invalid_request", message, "Last-Event-ID")
         after = int(last_event_id)

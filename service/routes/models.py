@@ -11,6 +11,7 @@ from service import answers
 from service.answers import Answer
 from service.bodies import read_object, validated
 from service.context import Context, context
+from service.routes.parameters import VersionNumber
 from service.schemas import DeployRequest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -41,7 +42,7 @@ def show_model(parts: Parts, name: str) -> Response:
 
 
 @router.get("/{name}/versions/{version}")
-def show_version(parts: Parts, name: str, version: int) -> Response:
+def show_version(parts: Parts, name: str, version: VersionNumber) -> Response:
     """One version."""
     return Answer(
         answers.version(parts.store.get_version(name, version), parts.store.get_model(name).production_version)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from service.answers import Answer
 from service.context import Context, context
 from service.errors import ApiError
+from service.routes.parameters import VersionNumber
 from service.schemas import PredictRequest
 
 router = APIRouter(prefix="/v1/models", tags=["predictions"])
@@ -28,7 +29,7 @@ async def predict(request: Request, parts: Parts, name: str) -> Response:
 
 
 @router.post("/{name}/versions/{version}/predict", openapi_extra=_BODY)
-async def predict_version(request: Request, parts: Parts, name: str, version: int) -> Response:
+async def predict_version(request: Request, parts: Parts, name: str, version: VersionNumber) -> Response:
     """Predictions of one version, deployed or not."""
     return await _predict(request, parts, name, version)
 
