@@ -1,54 +1,42 @@
-"""Elementary operations, each beside its local derivative. An operation knows nothing of the graph that it is part of.
+"""Operations that change shapes: products of matrices, concatenation, sums. Those by element are in `elementary`."""
 
-`forward(z, x, ...)` writes the node's value z from the values of its parents. For each parent x there is a function
-`to_x(message, signal, z, x, ...)`: given the error signal dL/dz that has arrived at the node, it writes the message
-
-    dL/dz * dz/dx
-
-that the node sends to that parent. A parent with several children adds up what they send: the multivariate chain rule.
-All arrays are the plan's; the workspace that an operation asks for comes last among the arguments. No call allocates.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from .elementary import Add, Cos, Divide, Exp, Log, Multiply, Negate, Power, Scale, Sin, Sqrt, Square, Subtract
+from .operation import Binary, LocalDerivative, Operation, Unary
 from .storage import ROWS, Array, Shape, Storage
 
-LocalDerivative = Callable[..., None]
+__all__ = [
+    "Add",
+    "Affine",
+    "Binary",
+    "Concatenate",
+    "Cos",
+    "Divide",
+    "Exp",
+    "LocalDerivative",
+    "Log",
+    "MatMul",
+    "Mean",
+    "Multiply",
+    "Negate",
+    "Operation",
+    "Power",
+    "Scale",
+    "Sin",
+    "Sqrt",
+    "Square",
+    "Subtract",
+    "Sum",
+    "Unary",
+    "WeightedSum",
+]
 
 # Where a product with the transpose of W is slower than one with W and both vectors turned (measured with OpenBLAS).
 _FEW_ROWS = range(8, 49)
 _LARGE = 1 << 14
-
-
-class Operation(ABC):
-    """What a node computes. Its attributes tell the planner which buffers may be shared."""
-
-    # Only the first parent has a derivative, and z has its shape; message and signal of `to_x` may be the same array.
-    elementwise = False
-    reads_parents = True  # some local derivative needs the value of a parent
-    reads_output = False  # some local derivative needs z
-    dtype: type[np.generic] | None = None  # of z, if it is not the plan's: for a loss, the end of a graph
-
-    @abstractmethod
-    def shape(self, *parents: Shape) -> Shape:
-        """The shape of z; raises ValueError, saying what was expected, where the parents' shapes do not fit."""
-
-    def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
-        """The arrays that forward and derivatives need besides z and the parents' values."""
-        return ()
-
-    @abstractmethod
-    def forward(self, *arrays: Any) -> None:
-        """Write z, the first of `arrays`, from the others."""
-
-    @abstractmethod
-    def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
-        """The function that writes each parent's message; None for a parent without a derivative (a class number)."""
 
 
 class Affine(Operation):
@@ -105,6 +93,30 @@ class Affine(Operation):
         *_: Array,
     ) -> None:
         np.matmul(ones, signal, out=message)  # faster than a sum over the first axis
+
+
+class MatMul(Operation):
+    """z = x y: x (n, k), n being ROWS or a number, y (k, m), z (n, m).  dL/dx = dL/dz y^T;  dL/dy = x^T dL/dz."""
+
+    def shape(self, *parents: Shape) -> Shape:
+        if len(parents) != 2 or [len(parent) for parent in parents] != [2, 2]:
+            raise ValueError("expected x (n, k) and y (k, m)")
+        (n, k), (height, m) = parents
+        if k != height or ROWS in (k, m):
+            raise ValueError("expected x (n, k) and y (k, m)")
+        return n, m
+
+    def forward(self, z: Array, x: Array, y: Array) -> None:
+        np.matmul(x, y, out=z)
+
+    def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
+        return self.to_x, self.to_y
+
+    def to_x(self, message: Array, signal: Array, z: Array, x: Array, y: Array) -> None:
+        np.matmul(signal, y.T, out=message)
+
+    def to_y(self, message: Array, signal: Array, z: Array, x: Array, y: Array) -> None:
+        np.matmul(x.T, signal, out=message)
 
 
 class Concatenate(Operation):
@@ -164,169 +176,33 @@ class WeightedSum(Operation):
         np.multiply(w, float(signal), out=message)
 
 
-class Binary(Operation):
-    """z = f(x, y), element by element, of two parents of one shape."""
-
-    def shape(self, *parents: Shape) -> Shape:
-        if len(parents) != 2 or parents[0] != parents[1]:
-            raise ValueError("expected two parents of one shape")
-        return parents[0]
-
-    def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
-        return self.to_x, self.to_y
-
-    @abstractmethod
-    def to_x(self, *arrays: Any) -> None:
-        """Write the message to the first parent."""
-
-    @abstractmethod
-    def to_y(self, *arrays: Any) -> None:
-        """Write the message to the second parent."""
-
-
-class Add(Operation):
-    """z = x1 + x2 + ..., of two or more parents of one shape;  dz/dx1 = dz/dx2 = 1."""
+class Sum(Operation):
+    """z = sum_i x_i over the last dimension: x (..., n), z (...).  dz/dx_i = 1. Rows are summed by WeightedSum."""
 
     reads_parents = False
 
     def shape(self, *parents: Shape) -> Shape:
-        if len(parents) < 2 or len(set(parents)) > 1:
-            raise ValueError("expected two or more parents of one shape")
-        return parents[0]
+        if len(parents) != 1 or not parents[0] or parents[0][-1] == ROWS:
+            raise ValueError("expected x (..., n)")
+        return parents[0][:-1]
 
-    def forward(self, z: Array, x: Array, y: Array, *others: Array) -> None:
-        np.add(x, y, out=z)
-        for other in others:
-            np.add(z, other, out=z)
-
-    def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
-        return (_pass_on,) * len(parents)
-
-
-def _pass_on(message: Array, signal: Array, *_: Array) -> None:
-    np.copyto(message, signal)
-
-
-class Subtract(Binary):
-    """z = x - y;  dz/dx = 1, dz/dy = -1."""
-
-    reads_parents = False
-
-    def forward(self, z: Array, x: Array, y: Array) -> None:
-        np.subtract(x, y, out=z)
-
-    def to_x(self, message: Array, signal: Array, *_: Array) -> None:
-        np.copyto(message, signal)
-
-    def to_y(self, message: Array, signal: Array, *_: Array) -> None:
-        np.negative(signal, out=message)
-
-
-class Multiply(Binary):
-    """z = x y;  dz/dx = y, dz/dy = x."""
-
-    def forward(self, z: Array, x: Array, y: Array) -> None:
-        np.multiply(x, y, out=z)
-
-    def to_x(self, message: Array, signal: Array, z: Array, x: Array, y: Array) -> None:
-        np.multiply(signal, y, out=message)
-
-    def to_y(self, message: Array, signal: Array, z: Array, x: Array, y: Array) -> None:
-        np.multiply(signal, x, out=message)
-
-
-class Divide(Binary):
-    """z = x / y;  dz/dx = 1 / y, dz/dy = -z / y."""
-
-    reads_output = True
-
-    def forward(self, z: Array, x: Array, y: Array) -> None:
-        np.divide(x, y, out=z)
-
-    def to_x(self, message: Array, signal: Array, z: Array, x: Array, y: Array) -> None:
-        np.divide(signal, y, out=message)
-
-    def to_y(self, message: Array, signal: Array, z: Array, x: Array, y: Array) -> None:
-        np.divide(z, y, out=message)
-        np.multiply(message, signal, out=message)
-        np.negative(message, out=message)
-
-
-class Unary(Operation):
-    """z = f(x), element by element."""
-
-    elementwise = True
-
-    def shape(self, *parents: Shape) -> Shape:
-        if len(parents) != 1:
-            raise ValueError("expected one parent")
-        return parents[0]
+    def forward(self, z: Array, x: Array) -> None:
+        np.add.reduce(x, axis=-1, out=z)
 
     def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
         return (self.to_x,)
 
-    @abstractmethod
-    def to_x(self, *arrays: Any) -> None:
-        """Write the message to the parent; `message` may be `signal`."""
+    def to_x(self, message: Array, signal: Array, z: Array, x: Array) -> None:
+        np.copyto(message, signal[..., None])
 
 
-class Exp(Unary):
-    """z = e^x;  dz/dx = z."""
-
-    reads_parents, reads_output = False, True
+class Mean(Sum):
+    """z = 1/n sum_i x_i over the last dimension: x (..., n), z (...).  dz/dx_i = 1/n."""
 
     def forward(self, z: Array, x: Array) -> None:
-        np.exp(x, out=z)
+        np.add.reduce(x, axis=-1, out=z)
+        np.divide(z, x.shape[-1], out=z)
 
     def to_x(self, message: Array, signal: Array, z: Array, x: Array) -> None:
-        np.multiply(signal, z, out=message)
-
-
-class Log(Unary):
-    """z = ln x;  dz/dx = 1 / x."""
-
-    def forward(self, z: Array, x: Array) -> None:
-        np.log(x, out=z)
-
-    def to_x(self, message: Array, signal: Array, z: Array, x: Array) -> None:
-        np.divide(signal, x, out=message)
-
-
-class Square(Unary):
-    """z = x^2;  dz/dx = 2 x."""
-
-    def forward(self, z: Array, x: Array) -> None:
-        np.multiply(x, x, out=z)
-
-    def to_x(self, message: Array, signal: Array, z: Array, x: Array) -> None:
-        np.multiply(signal, x, out=message)
-        np.multiply(message, 2.0, out=message)
-
-
-class Sin(Unary):
-    """z = sin x;  dz/dx = cos x."""
-
-    def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
-        return (storage.scratch(parents[0]),)
-
-    def forward(self, z: Array, x: Array, scratch: Array) -> None:
-        np.sin(x, out=z)
-
-    def to_x(self, message: Array, signal: Array, z: Array, x: Array, scratch: Array) -> None:
-        np.cos(x, out=scratch)
-        np.multiply(signal, scratch, out=message)
-
-
-class Cos(Unary):
-    """z = cos x;  dz/dx = -sin x."""
-
-    def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
-        return (storage.scratch(parents[0]),)
-
-    def forward(self, z: Array, x: Array, scratch: Array) -> None:
-        np.cos(x, out=z)
-
-    def to_x(self, message: Array, signal: Array, z: Array, x: Array, scratch: Array) -> None:
-        np.sin(x, out=scratch)
-        np.multiply(signal, scratch, out=message)
-        np.negative(message, out=message)
+        np.copyto(message, signal[..., None])
+        np.divide(message, message.shape[-1], out=message)

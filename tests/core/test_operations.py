@@ -11,24 +11,53 @@ from core.operations import (
     Divide,
     Exp,
     Log,
+    MatMul,
+    Mean,
     Multiply,
+    Negate,
+    Power,
+    Scale,
     Sin,
+    Sqrt,
     Square,
     Subtract,
+    Sum,
     WeightedSum,
 )
-from core.storage import ROWS
+from core.plan import Plan
+from core.storage import ROWS, Storage
 
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("operation", [Exp(), Log(), Square(), Sin(), Cos()], ids=lambda o: type(o).__name__)
+UNARY = [
+    (Exp(), np.exp),
+    (Log(), np.log),
+    (Square(), lambda x: x * x),
+    (Sin(), np.sin),
+    (Cos(), np.cos),
+    (Sqrt(), np.sqrt),
+    (Negate(), lambda x: -x),
+    (Scale(-2.5), lambda x: -2.5 * x),
+    (Power(3.0), lambda x: x**3),
+    (Power(-0.5), lambda x: x**-0.5),
+]
+
+
+@pytest.mark.parametrize("operation", [operation for operation, _ in UNARY], ids=str)
 def test_unary_gradient(operation, gradient_error):
     graph = Graph(
         Parameter("x", (4, 3)), Node("z", operation, "x"), Input("c", (4, 3)), Node("L", Multiply(), "z", "c")
     )
     arrays = {"x": RNG.uniform(0.5, 2.0, (4, 3)), "c": RNG.normal(size=(4, 3))}
     assert gradient_error(graph, arrays, "L") < 1e-7
+
+
+@pytest.mark.parametrize(("operation", "function"), UNARY, ids=str)
+def test_unary_value(operation, function, run):
+    x = RNG.uniform(0.5, 2.0, (4, 3))
+    value, _ = run(Graph(Parameter("x", (4, 3)), Node("z", operation, "x")), {"x": x}, "z")
+    np.testing.assert_allclose(value, function(x), rtol=1e-15)
 
 
 @pytest.mark.parametrize("operation", [Add(), Subtract(), Multiply(), Divide()], ids=lambda o: type(o).__name__)
@@ -76,6 +105,81 @@ def test_concatenate_gradient(run, gradient_error):
     assert gradient_error(graph, arrays, "L", 4) < 1e-7
 
 
+def test_add_takes_any_number_of_parents(run, gradient_error):
+    names = ["x", "y", "x", "v"]
+    graph = Graph(
+        *(Parameter(name, (2, 3)) for name in "xyv"),
+        Node("z", Add(), *names),
+        Input("c", (2, 3)),
+        Node("L", Multiply(), "z", "c"),
+    )
+    arrays = {name: RNG.normal(size=(2, 3)) for name in "xyvc"}
+    value, gradients = run(graph, arrays, "L")
+    np.testing.assert_allclose(value, sum(arrays[name] for name in names) * arrays["c"], rtol=1e-14)
+    np.testing.assert_array_equal(gradients["x"], 2 * arrays["c"])
+    assert gradient_error(graph, arrays, "L") < 1e-7
+
+
+@pytest.mark.parametrize("rows", [ROWS, 4])
+def test_matmul(rows, run, gradient_error):
+    graph = Graph(
+        Parameter("x", (rows, 3)),
+        Parameter("y", (3, 2)),
+        Node("z", MatMul(), "x", "y"),
+        Input("c", (rows, 2)),
+        Node("L", Multiply(), "z", "c"),
+    )
+    arrays = {"x": RNG.normal(size=(4, 3)), "y": RNG.normal(size=(3, 2)), "c": RNG.normal(size=(4, 2))}
+    value, gradients = run(graph, arrays, "L", 4)
+    np.testing.assert_allclose(value, arrays["x"] @ arrays["y"] * arrays["c"], rtol=1e-14)
+    np.testing.assert_allclose(gradients["x"], arrays["c"] @ arrays["y"].T, rtol=1e-14)
+    assert gradient_error(graph, arrays, "L", 4) < 1e-7
+
+
+@pytest.mark.parametrize(("operation", "function"), [(Sum(), np.sum), (Mean(), np.mean)], ids=["sum", "mean"])
+@pytest.mark.parametrize("shape", [(ROWS, 5), (5,), (2, 3, 5)])
+def test_sums_over_the_last_dimension(operation, function, shape, run, gradient_error):
+    graph = Graph(
+        Parameter("x", shape), Node("z", operation, "x"), Input("c", shape[:-1]), Node("L", Multiply(), "z", "c")
+    )
+    sizes = tuple(4 if size == ROWS else size for size in shape)
+    arrays = {"x": RNG.normal(size=sizes), "c": np.asarray(RNG.normal(size=sizes[:-1]))}
+    value, _ = run(graph, arrays, "L", 4)
+    np.testing.assert_allclose(value, function(arrays["x"], axis=-1) * arrays["c"], rtol=1e-14)
+    assert gradient_error(graph, arrays, "L", 4) < 1e-7
+
+
+TINY = {np.float32: np.finfo(np.float32).smallest_subnormal, np.float64: np.finfo(np.float64).smallest_subnormal}
+EVERYWHERE = [1e4, -1e4, 0.0, -0.0, "tiny", "-tiny"]
+EXTREMES = [
+    (Square(), lambda x: x * x, lambda x: 2 * x, EVERYWHERE),
+    (Sin(), np.sin, np.cos, EVERYWHERE),
+    (Cos(), np.cos, lambda x: -np.sin(x), EVERYWHERE),
+    (Negate(), lambda x: -x, lambda x: -np.ones_like(x), EVERYWHERE),
+    (Scale(0.5), lambda x: x / 2, lambda x: np.full_like(x, 0.5), EVERYWHERE),
+    (Power(2.0), lambda x: x**2, lambda x: 2 * x, EVERYWHERE),
+    (Exp(), np.exp, np.exp, [-1e4, 0.0, -0.0, "tiny", "-tiny", 80.0]),  # e^10000 is not a number of these types
+    (Log(), np.log, lambda x: 1 / x, [1e4, 1e-30]),  # the slope at a subnormal is not
+    (Sqrt(), np.sqrt, lambda x: 0.5 / np.sqrt(x), [1e4, "tiny"]),  # nor is that at 0
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("operation", "function", "slope", "at"), EXTREMES, ids=lambda value: str(value)[:12])
+def test_extremes_are_finite_and_right(operation, function, slope, at, dtype):
+    """Wherever value and slope are numbers of the dtype: warnings are errors here."""
+    tiny = {"tiny": TINY[dtype], "-tiny": -TINY[dtype]}
+    x = np.array([tiny.get(value, value) for value in at], dtype)
+    plan = Plan(Graph(Parameter("x", x.shape), Node("z", operation, "x")), 1, Storage(dtype), (), "z")
+    plan.parameters["x"].bind(x)
+    gradient = {"x": np.empty_like(x)}
+    plan.bind_gradients(gradient)
+    exact = x.astype(np.longdouble)
+    np.testing.assert_allclose(plan.forward("z"), function(exact).astype(dtype), rtol=1e-6)
+    plan.backward()
+    np.testing.assert_allclose(gradient["x"], slope(exact).astype(dtype), rtol=1e-6)
+
+
 def test_weighted_sum(run, gradient_error):
     graph = Graph(Parameter("x", (ROWS,)), Input("w", (ROWS,)), Node("L", WeightedSum(), "x", "w"))
     arrays = {"x": np.array([1.0, 2.0, 3.0]), "w": np.array([0.5, 0.0, 2.0])}
@@ -90,6 +194,13 @@ def test_weighted_sum(run, gradient_error):
         (Node("z", Affine(), "x", "y", "b"), {"x": (ROWS, 3), "y": (4, 2), "b": (2,)}),
         (Node("z", Affine(), "x", "y"), {"x": (ROWS, 3), "y": (3, 2)}),
         (Node("z", Add(), "x", "y"), {"x": (2,), "y": (3,)}),
+        (Node("z", Add(), "x"), {"x": (2,)}),
+        (Node("z", Subtract(), "x", "y"), {"x": (2,), "y": (3,)}),
+        (Node("z", MatMul(), "x", "y"), {"x": (ROWS, 3), "y": (2, 3)}),
+        (Node("z", MatMul(), "x", "y"), {"x": (2, ROWS), "y": (ROWS, 3)}),
+        (Node("z", MatMul(), "x", "y"), {"x": (3,), "y": (3, 2)}),
+        (Node("z", Sum(), "x"), {"x": (ROWS,)}),
+        (Node("z", Sum(), "x"), {"x": ()}),
         (Node("z", Exp(), "x", "y"), {"x": (2,), "y": (2,)}),
         (Node("z", Concatenate(), "x", "y"), {"x": (ROWS, 2), "y": (2,)}),
         (Node("z", WeightedSum(), "x", "y"), {"x": (ROWS, 2), "y": (ROWS,)}),

@@ -54,31 +54,6 @@ def test_the_lectures_unit(run):
     assert gradients["w"][0] == pytest.approx((o - 1) * o * (1 - o) * 1.5, rel=1e-14)
 
 
-def random_graph(seed):
-    """Fan-out, shared parameters, several paths: each node draws its operation and its parents from all before it."""
-    rng = np.random.default_rng(seed)
-    names, nodes = ["p0", "p1", "i0"], [Parameter("p0", (3, 2)), Parameter("p1", (3, 2)), Input("i0", (3, 2))]
-    for k in range(rng.integers(3, 12)):
-        unary = rng.random() < 0.6
-        kind = rng.choice([Sin, Cos, Tanh, Sigmoid, Square] if unary else [Add, Subtract, Multiply])
-        parents = rng.choice(names, 1 if unary else 2)
-        nodes.append(Node(f"n{k}", kind(), *map(str, parents)))
-        names.append(f"n{k}")
-    # So that the loss depends on every parameter and node: the sum of all.
-    total = names[0]
-    for k, name in enumerate(names[1:]):
-        nodes.append(Node(f"s{k}", Add(), total, name))
-        total = f"s{k}"
-    nodes.append(Node("L", Tanh(), total))
-    return Graph(*nodes), {name: rng.uniform(-1, 1, (3, 2)) for name in ("p0", "p1", "i0")}
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_gradients_of_random_graphs(seed, gradient_error):
-    graph, arrays = random_graph(seed)
-    assert gradient_error(graph, arrays, "L") < 1e-7
-
-
 def perceptron(*hidden):
     nodes, previous = [Input("x", (ROWS, 4))], "x"
     for k, kind in enumerate(hidden):
