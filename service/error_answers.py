@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from core.errors import DataError, SpecificationError
 from service.answers import Answer
@@ -74,6 +74,10 @@ def install(app: FastAPI) -> None:
     def _http(_: Request, error: HTTPException) -> Answer:
         code = _CODES.get(error.status_code, f"http_{error.status_code}")
         return error_answer(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
+
+    @app.exception_handler(ClientDisconnect)
+    def _gone(_: Request, error: ClientDisconnect) -> Answer:
+        return error_answer(400, "client_disconnected", "the body ended too early")  # nobody is left to read it
 
     @app.exception_handler(Exception)
     def _unexpected(request: Request, error: Exception) -> Answer:

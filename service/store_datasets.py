@@ -85,6 +85,11 @@ class DatasetStore:
             rows = connection.execute(query).all()
         return Page([record(DatasetRecord, row) for row in rows[:limit]], len(rows) > limit)
 
+    def ready_dataset_ids(self) -> set[str]:
+        """Those whose files are needed."""
+        with self.database.read() as connection:
+            return set(connection.execute(select(datasets.c.id).where(datasets.c.status == "ready")).scalars())
+
     def processing_datasets(self) -> list[DatasetRecord]:
         """Those whose check has not ended: after a start of the API, what its predecessor left."""
         with self.database.read() as connection:

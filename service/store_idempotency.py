@@ -7,7 +7,7 @@ from sqlalchemy import delete, insert, select, update
 from service.database import Database, record
 from service.errors import KeyReused
 from service.records import Idempotent
-from service.tables import idempotency
+from service.tables import datasets, idempotency, jobs
 
 
 class IdempotencyStore:
@@ -49,3 +49,15 @@ class IdempotencyStore:
                     idempotency.c.key == key, idempotency.c.route == route, idempotency.c.status.is_(None)
                 )
             )
+
+    def release_unanswered(self) -> set[str]:
+        """Give back the keys of requests that a crash cut off, unless a job or a ready dataset was made under them.
+
+        Returns the ids that their resources would have had. Only for the start of the API: no request is at work.
+        """
+        made = select(jobs.c.id).union(select(datasets.c.id).where(datasets.c.status == "ready"))
+        cut_off = idempotency.c.status.is_(None), idempotency.c.resource_id.not_in(made)
+        with self.database.write() as connection:
+            found = set(connection.execute(select(idempotency.c.resource_id).where(*cut_off)).scalars())
+            connection.execute(delete(idempotency).where(*cut_off))
+            return found

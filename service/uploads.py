@@ -33,7 +33,8 @@ def checked_columns(text: str | None) -> dict[str, str] | None:
         return None
     try:
         columns = json.loads(text)
-    except ValueError as error:
+        json.dumps(columns, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no letter
+    except (ValueError, RecursionError) as error:
         raise ApiError(422, "invalid_request", f"columns: not JSON: {error}", "columns") from error
     expected = f'columns: expected {{"name": "type"}}, the type one of {", ".join(COLUMN_TYPES)}'
     if not isinstance(columns, dict):
@@ -57,8 +58,13 @@ def save(source: BinaryIO, target: Path, most: int) -> str:
                 digest.update(piece)
                 file.write(piece)
     except OSError as error:
-        raise ApiError(507, "disk_full", f"the upload cannot be stored: {error.strerror}", "file") from error
+        raise disk_full(error) from error
     return digest.hexdigest()
+
+
+def disk_full(error: OSError) -> ApiError:
+    """The refusal of what cannot be written."""
+    return ApiError(507, "disk_full", f"the upload cannot be stored: {error.strerror}", "file")
 
 
 async def check(context: Context, dataset_id: str, columns: dict[str, str] | None) -> DatasetRecord:
@@ -68,15 +74,12 @@ async def check(context: Context, dataset_id: str, columns: dict[str, str] | Non
     """
     work = asyncio.create_task(asyncio.to_thread(_ingest, context, dataset_id, columns))
     done, _ = await asyncio.wait({work}, timeout=context.settings.upload_wait_seconds)
-    if done:
-        error = work.result()
-        if error is not None:
-            forget(context, dataset_id)
-            raise _refusal(error)
-        return await asyncio.to_thread(context.store.get_dataset, dataset_id)
-    work.add_done_callback(lambda ended: _finish_late(context, dataset_id, ended))
-    _at_work.add(work)
-    work.add_done_callback(_at_work.discard)
+    if not done:
+        late = asyncio.create_task(_finish_late(context, dataset_id, work))
+        _at_work.add(late)
+        late.add_done_callback(_at_work.discard)
+    elif (error := work.result()) is not None:
+        raise _refusal(error)
     return await asyncio.to_thread(context.store.get_dataset, dataset_id)
 
 
@@ -90,17 +93,19 @@ def forget(context: Context, dataset_id: str) -> None:
 
 
 def sweep(store: Store, folder: Path) -> None:
-    """After a start: what uploads that a crash cut off have left, and the folders of no dataset."""
+    """After a start: end the checks that a crash cut off, and remove the folders of no dataset.
+
+    An upload whose sender was never answered is as if it had not been sent: the sender will come again. One that may
+    have been answered `processing` has failed.
+    """
+    unanswered = store.release_unanswered()
     for record in store.processing_datasets():
-        store.forget_dataset(record.id)
-    known = set()
-    after: str | None = None
-    while True:
-        page = store.list_datasets(100, after)
-        known |= {record.id for record in page.data}
-        if not page.has_more:
-            break
-        after = page.data[-1].id
+        if record.id in unanswered:
+            store.forget_dataset(record.id)
+        else:
+            message = "the service was stopped while it checked the file; upload it again"
+            store.fail_dataset(record.id, {"code": "interrupted", "message": message})
+    known = store.ready_dataset_ids()
     for path in folder.iterdir():
         if path.name not in known:
             shutil.rmtree(path, ignore_errors=True)
@@ -117,18 +122,19 @@ def _ingest(context: Context, dataset_id: str, columns: dict[str, str] | None) -
     return None
 
 
-def _finish_late(context: Context, dataset_id: str, work: asyncio.Task[IngestError | None]) -> None:
-    if work.cancelled():
-        return
-    if (raised := work.exception()) is not None:
-        log.error("checking %s", dataset_id, exc_info=raised)
+async def _finish_late(context: Context, dataset_id: str, work: asyncio.Task[IngestError | None]) -> None:
+    """Write down how a check ended that nobody waits for any more."""
+    try:
+        refused = await work
+    except Exception:
+        log.exception("checking %s", dataset_id)
         error: dict[str, Any] = {"code": "internal", "message": "an unexpected error; the log tells more"}
-    elif (refused := work.result()) is not None:
-        error = {"code": refused.code, "message": str(refused), **refused.details()}
     else:
-        return
-    context.store.fail_dataset(dataset_id, error)
-    shutil.rmtree(context.settings.datasets / dataset_id, ignore_errors=True)
+        if refused is None:
+            return
+        error = {"code": refused.code, "message": str(refused), **refused.details()}
+    await asyncio.to_thread(context.store.fail_dataset, dataset_id, error)
+    await asyncio.to_thread(shutil.rmtree, context.settings.datasets / dataset_id, ignore_errors=True)
 
 
 def _refusal(error: IngestError) -> ApiError:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -42,26 +42,32 @@ _FORM = {
 @router.post("", status_code=201, openapi_extra=_FORM)
 async def upload(request: Request, parts: Parts, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
     """Upload a table as CSV. 201: it is `ready`, or still `processing`; 422: it is broken, and nothing is kept."""
-    async with request.form(max_files=1, max_fields=10) as form:
-        file, name, columns = form.get("file"), form.get("name"), form.get("columns")
-        for field in form:
-            if field not in ("file", "name", "columns"):
-                raise ApiError(422, "invalid_request", f"{field} is not a known field of an upload", field)
-        if not isinstance(file, UploadFile):
-            raise ApiError(422, "invalid_request", "file: expected a file, as multipart/form-data", "file")
-        chosen = uploads.checked_name(str(name) if name else Path(file.filename or "dataset").stem)
-        types = uploads.checked_columns(str(columns) if columns else None)
-        dataset_id = new_id("ds")
-        folder = parts.settings.datasets / dataset_id
-        try:
-            sha256 = await run_in_threadpool(
-                uploads.save, file.file, folder / "upload", parts.settings.max_upload_bytes
-            )
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-    known = f"{sha256} {chosen} {types}"
-    return await _create(parts, idempotency_key, known, dataset_id, chosen, types)
+    try:
+        async with request.form(max_files=1, max_fields=10) as form:
+            dataset_id, name, types, sha256 = await _stored(parts, form)
+    except OSError as error:  # a large upload is on the disk before it is in its place
+        raise uploads.disk_full(error) from error
+    return await _create(parts, idempotency_key, f"{sha256} {name} {types}", dataset_id, name, types)
+
+
+async def _stored(parts: Context, form: FormData) -> tuple[str, str, dict[str, str] | None, str]:
+    """The upload in its folder: the id of the dataset to be, its name, its column types, the file's SHA-256."""
+    file, name, columns = form.get("file"), form.get("name"), form.get("columns")
+    for field in form:
+        if field not in ("file", "name", "columns"):
+            raise ApiError(422, "invalid_request", f"{field} is not a known field of an upload", field)
+    if not isinstance(file, UploadFile):
+        raise ApiError(422, "invalid_request", "file: expected a file, as multipart/form-data", "file")
+    chosen = uploads.checked_name(str(name) if name else Path(file.filename or "dataset").stem)
+    types = uploads.checked_columns(str(columns) if columns else None)
+    dataset_id = new_id("ds")
+    folder = parts.settings.datasets / dataset_id
+    try:
+        sha256 = await run_in_threadpool(uploads.save, file.file, folder / "upload", parts.settings.max_upload_bytes)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return dataset_id, chosen, types, sha256
 
 
 async def _create(
@@ -70,12 +76,21 @@ async def _create(
     loop = asyncio.get_running_loop()
 
     def create(resource_id: str) -> tuple[int, answers.Json]:
-        parts.store.create_dataset(resource_id, name, "csv")
-        checked = asyncio.run_coroutine_threadsafe(uploads.check(parts, resource_id, types), loop)
-        return 201, answers.dataset(checked.result())
+        try:
+            parts.store.create_dataset(resource_id, name, "csv")
+            checked = asyncio.run_coroutine_threadsafe(uploads.check(parts, resource_id, types), loop)
+            return 201, answers.dataset(checked.result())
+        except BaseException:
+            uploads.forget(parts, resource_id)
+            raise
 
     def find(resource_id: str) -> answers.Json | None:
-        return None if resource_id == dataset_id else answers.dataset(parts.store.get_dataset(resource_id))
+        """While it is `processing` the first request is at work, and will answer."""
+        try:
+            found = parts.store.get_dataset(resource_id)
+        except NotFound:
+            return None
+        return None if found.status == "processing" else answers.dataset(found)
 
     try:
         return await run_in_threadpool(create_once, parts.store, key, "/v1/datasets", body, dataset_id, create, find)
