@@ -4,11 +4,14 @@ The counters are one small read each; 500 open streams cost no more than one.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from service.store import Store
 
+log = logging.getLogger(__name__)
 LOOK_S = 0.1
+LOOKS_A_LOG = 100  # a store that is away for an hour does not fill the log
 
 
 class Watcher:
@@ -18,12 +21,19 @@ class Watcher:
         self._store, self._on_deployment = store, on_deployment
         self._happened = asyncio.Event()
         self.stopping = False
+        self.failures = 0  # looks at the store that failed
 
     async def run(self) -> None:
         """Look until `stop`."""
         events = deployments = -1
         while not self.stopping:
-            found = await asyncio.to_thread(self._look)
+            try:
+                found = await asyncio.to_thread(self._look)
+            except Exception:  # whatever befalls the store: all streams hang on this loop
+                if self.failures % LOOKS_A_LOG == 0:
+                    log.exception("the store does not answer")
+                self.failures += 1
+                found = (events, deployments)
             if found[0] != events:
                 events = found[0]
                 self._wake()

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import create_app
 from service.migrate import migrate
@@ -96,6 +97,7 @@ class Api:
     settings: Settings
     client: httpx.Client
     store: Store
+    app: FastAPI
 
     @property
     def fill(self) -> Fill:
@@ -140,9 +142,9 @@ class served:
             self._thread.join(0.01)
             assert self._thread.is_alive(), "the API did not start"
         port = self._server.servers[0].sockets[0].getsockname()[1]
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60.0)
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60.0, limits=httpx.Limits())
         self._store = Store(self._settings.database_url)
-        return Api(self._settings, self._client, self._store)
+        return Api(self._settings, self._client, self._store, self._app)
 
     def __exit__(self, *_: object) -> None:
         self._app.state.context.watcher.stop()
