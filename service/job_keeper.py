@@ -27,7 +27,8 @@ from worker.plan import TrainerReport
 log = logging.getLogger(__name__)
 LEASE_SECONDS = 30.0
 RENEW_SECONDS = 5.0
-RECORD_SECONDS = 0.25
+ASK_SECONDS, RECORD_SECONDS = 0.25, 0.5  # each record is a write to the disk, and the API's writes wait for it
+CLAIM_SECONDS = 1.0
 METRIC_EVENT_SECONDS = 2.0
 WARM_WORKERS = 4
 ALL_EVENTS = 1_000_000
@@ -40,6 +41,7 @@ class Held:
     handle: TrainerHandle
     acknowledged: int = 0
     asked_at: float = 0.0
+    recorded_at: float = 0.0
     metric_event_at: float = 0.0
     cancelled: bool = False
 
@@ -55,6 +57,7 @@ class JobKeeper:
         self.waiting: set[str] = set()  # claimed here, not started yet for want of slots
         self.losses: Counter[str] = Counter()
         self._renewed_at = 0.0
+        self._claimed_at, self._claimed_number = 0.0, -1
 
     def adopt(self) -> None:
         """Takes over what an earlier controller of this home has left: call it once, before the first turn."""
@@ -134,10 +137,13 @@ class JobKeeper:
             held.handle.cancel()
             held.cancelled = True
         now = time.monotonic()
-        if now - held.asked_at < RECORD_SECONDS:
+        if now - held.asked_at < ASK_SECONDS:
             return
         held.asked_at = now
         report = held.handle.poll(held.acknowledged)
+        if report.outcome is None and now - held.recorded_at < RECORD_SECONDS:
+            return
+        held.recorded_at = now
         self._record(job, held, report)
         if report.outcome == "succeeded":
             self._succeed(job, report)
@@ -208,6 +214,11 @@ class JobKeeper:
             self._renewed_at = now
 
     def _claim(self) -> None:
+        """Claims when something has happened to any job since the last time, and once a second: leases run out."""
+        number, now = self.store.last_event_number(), time.monotonic()
+        if number == self._claimed_number and now - self._claimed_at < CLAIM_SECONDS:
+            return
+        self._claimed_number, self._claimed_at = number, now
         while True:
             capacity = self.cluster.capacity()
             self.cluster.warm(1, min(WARM_WORKERS, capacity.cpus, capacity.free_worker_slots))

@@ -32,6 +32,7 @@ from service.tracked import (
 
 log = logging.getLogger(__name__)
 PASS_SECONDS = 0.3
+POINTS_SECONDS = 1.0
 ALIAS_SECONDS = 3.0
 START_SECONDS = 60.0  # how long an MLflow that was never seen yet counts as starting
 WAITING, REFUSES = "waiting for MLflow since", "MLflow refuses"
@@ -60,6 +61,7 @@ class Publisher(threading.Thread):
         self.part = Part("starting", time.time(), "not asked yet")
         self.stopping = threading.Event()
         self._aliases_at = 0.0
+        self._passed_at = 0.0
         self._outages = 0
         self._given_up: set[str] = set()
         self._refused_aliases: set[tuple[str, int]] = set()  # model, number of the move
@@ -73,6 +75,8 @@ class Publisher(threading.Thread):
     def once(self, mlflow: MlflowServer) -> None:
         """One pass over all that MLflow has not been told. An outage ends it; the next one starts with another job."""
         jobs = self.store.jobs_to_publish()
+        if not self._is_due(jobs):
+            return
         first = self._outages % max(1, len(jobs))
         try:
             mlflow.check()
@@ -90,6 +94,17 @@ class Publisher(threading.Thread):
             for job in jobs:
                 if self.part.state == "down" or job.result is not None:  # one that trains need not know of a start
                     self._say(job, f"{WAITING} {since}")
+
+    def _is_due(self, jobs: list[JobRecord]) -> bool:
+        """At once for a run's beginning and end, and for a move of `production`; once a second for points, and while
+        MLflow is away; every few seconds to see whether it is there."""
+        begins_or_ends = any(j.run_id is None or j.result is not None or j.status in FINAL for j in jobs)
+        urgent = self.part.state == "up" and (begins_or_ends or bool(self._pending_aliases()))
+        pause = 0.0 if urgent else POINTS_SECONDS if jobs or self.part.state != "up" else ALIAS_SECONDS
+        if time.monotonic() - self._passed_at < pause:
+            return False
+        self._passed_at = time.monotonic()
+        return True
 
     def _is(self, state: str, detail: str = "") -> None:
         if state == "down" and self.part.state == "starting" and time.time() - self.part.since < START_SECONDS:

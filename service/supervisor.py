@@ -187,7 +187,7 @@ class Supervisor:
             if part is self.controller and part.ended_with == parts.RAY_LOST and self.ray is not None:
                 self._restart_if_old(self.ray)
         self._look_at_status()
-        if (pids := self._pids()) != self.pids:
+        if self._are_pids_stale() and (pids := self._pids()) != self.pids:
             self.pids = pids
             self._write_endpoints()
 
@@ -207,6 +207,11 @@ class Supervisor:
             if seen is None or now - seen > SILENT_SECONDS:
                 self.tell(f"controller silent for {SILENT_SECONDS:g} s, started again (see {self.controller.log})")
                 self.controller.restart()
+
+    def _are_pids_stale(self) -> bool:
+        """A command is not below its launcher (any more): else a search through all processes is not worth it."""
+        running = [(part.name, part.child.pid) for part in self.parts() if part.child is not None]
+        return any(launcher.parent_of(self.pids.get(name, 0)) != pid for name, pid in running)
 
     def _pids(self) -> dict[str, int]:
         """The commands' own pids; a launcher's stands in for a command that is not there yet."""
