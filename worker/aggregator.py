@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from core.max_norm import MaxNorm
 from core.network import initial_parameters, network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from core.schedules import learning_rate
 from worker.errors import Diverged, StepRefused
 from worker.plan import ShardReport, StepPlan, StepReport
-from worker.reduction import clip_factor, is_finite, mean_block, norm
+from worker.reduction import clip_factor, is_finite, mean_block, norm, square_sum
 
 Array = NDArray[Any]
 REPORTS_KEPT = 64  # more than any trainer chains ahead
@@ -33,7 +34,9 @@ class ParameterAggregator:
         """Take the job on, at step 0 with the initial parameters of `seed`; returns them, (P,)."""
         threadpool_limits(plan.threads_per_worker, user_api="blas")
         self._plan, self._optimizer = plan, make_optimizer(plan.optimizer)
-        self._blocks = parameter_layout(network_graph(plan.network)).blocks
+        layout, limit = parameter_layout(network_graph(plan.network)), plan.optimizer.max_norm
+        self._blocks = layout.blocks
+        self._max_norm = None if limit is None else MaxNorm(layout, plan.network.dtype, limit)
         parameters = initial_parameters(plan.network, seed)
         vectors = 1 + self._optimizer.state_vectors
         # Row 0 holds the parameters, the others the optimizer's state.
@@ -75,7 +78,7 @@ class ParameterAggregator:
         divisor = weight or 1.0
         gradient_norm = norm([mean_block(gradients, block, divisor, self._mean[block]) for block in self._blocks])
         if not math.isfinite(gradient_norm):
-            culprit = next((k for k, g in enumerate(gradients) if not np.isfinite(g).all()), None)
+            culprit = next((k for k, g in enumerate(gradients) if not math.isfinite(square_sum(g))), None)
             raise Diverged(step, culprit, "gradient")
         rate = self._apply(step, clip_factor(gradient_norm, self._plan.optimizer.clip_norm))
         self.committed = step
@@ -107,4 +110,6 @@ class ParameterAggregator:
             self._optimizer.update(step, rate, old[0, block], gradient, state, new[0, block], new_state)
             if not is_finite(new[0, block]):
                 raise Diverged(step, None, "weight vector")
+        if self._max_norm is not None:
+            self._max_norm.apply(new[0])
         return rate

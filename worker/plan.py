@@ -43,7 +43,6 @@ class TrainingPlan:
     log_every_steps: int = 1
     early_stopping: EarlyStopping | None = None
     max_seconds: float | None = None
-    classes: tuple[Any, ...] | None = None  # the whole dataset's, sorted, in its type; None for regression
     spec: dict[str, Any] = field(default_factory=dict)  # the resolved job spec: carried into the model file
 
 

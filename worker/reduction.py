@@ -28,7 +28,13 @@ def mean_block(slots: Sequence[Array], block: slice, divisor: float, out: Array)
             for slot in slots[2:]:
                 np.add(out, slot[block], out=out)
             np.multiply(out, 1.0 / divisor, out=out)
-        return float(np.dot(out, out))
+    return square_sum(out)
+
+
+def square_sum(values: Array) -> float:
+    """Of any slice of a vector: the same bits whoever takes it, other ones if it is cut otherwise."""
+    with np.errstate(all="ignore"):
+        return float(np.dot(values, values))
 
 
 def is_finite(values: Array) -> bool:

@@ -1,5 +1,6 @@
 """The job's loop: prepare, train epoch by epoch, keep the best, evaluate. It knows its exchange by protocol alone."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -7,7 +8,7 @@ from dataclasses import replace
 from core.metrics import metrics
 from core.model_file import Model, model_bytes
 from worker.dataset import PreparedDataset, prepare
-from worker.errors import Cancelled, Orphaned
+from worker.errors import Cancelled, Diverged, Orphaned
 from worker.exchange import Exchange
 from worker.plan import StepPlan, StepReport, TrainingPlan, TrainingResult
 from worker.recorder import LossLog, Recorder
@@ -52,7 +53,7 @@ class Trainer:
             best_epoch, stopped, epoch, step = self._train(exchange, steps, prepared)
             self._recorder.progress(phase="evaluating", eta_seconds=None)
             which = "current" if best_epoch is None else "best"
-            final = self._evaluate(exchange, prepared, which)
+            final = self._evaluate(exchange, prepared, step, which)
             for name, value in final.items():
                 if name.startswith("test_"):
                     self._recorder.point(name, step, value)
@@ -101,7 +102,7 @@ class Trainer:
                 losses.add(report)
                 self._progress(exchange, report, epoch, steps)
             last = report
-            found = self._evaluate(exchange, prepared, "current", ("validation",))
+            found = self._evaluate(exchange, prepared, last.step, "current", ("validation",))
             for name, value in found.items():
                 self._recorder.point(name, last.step, value)
             stopped = None
@@ -148,16 +149,22 @@ class Trainer:
         self,
         exchange: Exchange,
         prepared: PreparedDataset,
+        step: int,
         which: str,
         splits: tuple[str, ...] = ("validation", "test"),
     ) -> dict[str, float]:
-        """The metrics of those `splits` that have rows, by name with the split's name before it."""
+        """The metrics of those `splits` that have rows, by name with the split's name before it.
+
+        Raises Diverged, in `step`, where one is not finite: the training rows may have hidden it so far.
+        """
         found = {}
         for split in splits:
             if prepared.rows[split]:
                 sums = exchange.evaluate(split, which)
                 scales = prepared.preprocessing.target_scales
                 for name, value in metrics(self._plan.network.loss, sums, scales).items():
+                    if not math.isfinite(value):
+                        raise Diverged(step, None, f"{split}_{name}")
                     found[f"{split}_{name}"] = value
         return found
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from core.network import NetworkSpec, initial_parameters
+from core.network import NetworkSpec, initial_parameters, network_graph, parameter_layout
 from core.optimizers import OptimizerSpec
 from core.parameters import BLOCK
 from core.schedules import ScheduleSpec
@@ -100,9 +100,12 @@ def diverging(what: str) -> tuple[list[np.ndarray], list[ShardReport]]:
         gradients[1][BLOCK + 9] = -math.inf
     elif what == "weights":
         gradients[0][BLOCK + 9] = 1e19
+    elif what == "huge":
+        gradients[2][7] = 3e38  # finite, but its square is not
     else:
         for gradient in gradients:
-            gradient[7] = 3e38  # each is finite, the sum is not
+            gradient[7] = 1.2e19  # each has a norm, the mean has not
+        parts = reports(3, weights=(0.5, 0.25, 0.25))
     return gradients, parts
 
 
@@ -115,7 +118,8 @@ STEEP = OptimizerSpec("sgd", 1e21, momentum=0.9)
     [
         (ADAMW, "loss", 1, "loss"),
         (ADAMW, "gradient", 1, "gradient"),
-        (ADAMW, "sum", None, "gradient"),
+        (ADAMW, "huge", 2, "gradient"),
+        (ADAMW, "mean", None, "gradient"),
         (STEEP, "weights", None, "weight vector"),
     ],
 )
@@ -136,6 +140,20 @@ def test_divergence_names_step_and_shard_and_commits_nothing(
         for each in (aggregator, undisturbed):
             each.apply(step, slots(step), reports(step))
     assert aggregator.parameters().tobytes() == undisturbed.parameters().tobytes()
+
+
+def test_max_norm_holds_for_every_unit_of_a_committed_step() -> None:
+    """A unit's weights lie across blocks: the limit is applied to the whole vector."""
+    free, limited = begun(), begun(replace(PLAN, optimizer=replace(SGD, max_norm=0.9)))
+    for aggregator in (free, limited):
+        aggregator.apply(1, slots(1), reports(1))
+    layout = parameter_layout(network_graph(NETWORK))
+    longer, found = layout.views(free.parameters()), layout.views(limited.parameters())
+    for name in ("layer1.weights", "layer2.weights"):
+        norms = np.linalg.norm(longer[name], axis=0)
+        assert (norms > 0.9).any()
+        np.testing.assert_allclose(found[name], longer[name] * np.minimum(0.9 / norms, 1), rtol=1e-4)
+    np.testing.assert_array_equal(found["layer1.bias"], longer["layer1.bias"])
 
 
 @pytest.mark.parametrize("clip_norm", [0.25, 1e6, None])

@@ -64,7 +64,6 @@ MESSAGES = [
         log_every_steps=10,
         early_stopping=plan.EarlyStopping(3),
         max_seconds=60.0,
-        classes=("a", "b", "c"),
         spec={"name": "x"},
     ),
     plan.ShardReport(1, 2, 3, 4.0, 5.0),
