@@ -15,17 +15,23 @@ from typing import Any
 import ray
 from ray import exceptions
 
+from worker import shared_memory
 from worker.aggregator import ParameterAggregator
+from worker.crew import Crew as WorkerCrew
+from worker.crew import Remote
 from worker.errors import ClusterLost, RemoteLost, TrainerLost
+from worker.exchange import Exchange
 from worker.gradient_worker import GradientWorker
-from worker.object_exchange import ObjectExchange, Remote
+from worker.object_exchange import ObjectExchange
 from worker.plan import StepPlan, TrainerReport, TrainingPlan
 from worker.recorder import Recorder
+from worker.shared_memory import SharedMemoryExchange
 from worker.trainer_host import Run
 
 log = logging.getLogger(__name__)
 NAMESPACE = "fallline"
 SLOT = "worker_slots"
+AUTO, OBJECTS = "auto", "objects"  # exchanges
 ANSWER_S = 10.0  # an idle actor that does not answer within this is taken for dead, and killed
 
 
@@ -102,15 +108,18 @@ class TrainerHost:
         self._crew: Crew | None = None
         self._workers: list[str] = []
 
-    def start(self, plan: TrainingPlan, attempt: int, crew: Crew, orphan_seconds: float) -> None:
+    def start(self, plan: TrainingPlan, attempt: int, crew: Crew, orphan_seconds: float, exchange: str) -> None:
         """Begin; returns at once."""
         self._crew, self._workers = crew, list(crew.workers)
 
         def open_exchange(recorder: Recorder) -> Any:
-            def opened(steps: StepPlan, seed: int) -> ObjectExchange:
-                workers = [RayRemote(name) for name in crew.workers]
+            def opened(steps: StepPlan, seed: int) -> Exchange:
                 transport = RayTransport(self._workers)
-                return ObjectExchange(steps, seed, workers, RayRemote(crew.aggregator), transport, recorder.event)
+                workers = WorkerCrew(steps, [RayRemote(name) for name in crew.workers], transport, recorder.event)
+                workers.admit(wait=True)
+                if exchange != OBJECTS and shared_memory.suits(steps, workers):
+                    return SharedMemoryExchange(steps, seed, workers, transport)
+                return ObjectExchange(steps, seed, workers, RayRemote(crew.aggregator), transport)
 
             return opened
 
@@ -180,9 +189,12 @@ class TrainerHandle:
 class Cluster:
     """The controller's view: what there is, what runs, and a pool of actors that wait for jobs."""
 
-    def __init__(self, address: str, orphan_seconds: float) -> None:
-        """Join the cluster at `address`. Raises ClusterLost when there is none."""
-        self._orphan_seconds = orphan_seconds
+    def __init__(self, address: str, orphan_seconds: float, exchange: str = AUTO) -> None:
+        """Join the cluster at `address`. Raises ClusterLost when there is none.
+
+        `exchange`: OBJECTS has gradients travel by object references even where shared memory would do.
+        """
+        self._orphan_seconds, self._exchange = orphan_seconds, exchange
         try:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
         except (ConnectionError, RuntimeError, exceptions.RayError) as error:
@@ -214,7 +226,7 @@ class Cluster:
         self._busy[crew.trainer] = crew
         handle = TrainerHandle(plan.job_id, attempt, crew)
         try:
-            handle._call("start", plan, attempt, crew, self._orphan_seconds)
+            handle._call("start", plan, attempt, crew, self._orphan_seconds, self._exchange)
         except TrainerLost:
             self.kill(handle)
             raise
@@ -305,8 +317,10 @@ def _create(name: str) -> None:
     """A detached actor of the class that `name` begins with. It may still be starting."""
     kind = {kind.__name__: kind for kind in (TrainerHost, ParameterAggregator, GradientWorker)}[name.split("-")[0]]
     resources = {SLOT: 1} if kind is GradientWorker else {}
+    # A worker serves in its seat for as long as a job lasts; a second thread answers who asks whether it is alive.
+    concurrency = 2 if kind is GradientWorker else 1
     options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0, "resources": resources}
-    ray.remote(kind).options(max_restarts=0, max_task_retries=0, **options).remote()
+    ray.remote(kind).options(max_restarts=0, max_task_retries=0, max_concurrency=concurrency, **options).remote()
 
 
 def _actor(name: str) -> Any:

@@ -3,6 +3,7 @@
 WorkerError
  ├─ Diverged         loss, gradient or weights stopped being numbers
  ├─ StepRefused      a step that does not follow the committed one
+ ├─ SeatStopped      the trainer said stop, or is gone: not an error of the job
  ├─ RemoteLost       a process of the exchange died
  ├─ TooManyFailures  workers die faster than a job may go on with
  ├─ Cancelled        the job was asked to stop
@@ -37,6 +38,10 @@ class StepRefused(WorkerError):
 
     def __str__(self) -> str:
         return f"step {self.step} does not follow step {self.committed}, the committed one"
+
+
+class SeatStopped(WorkerError):
+    """A seat of the shared-memory exchange was left because the trainer said so, or is gone."""
 
 
 class RemoteLost(WorkerError):

@@ -68,7 +68,7 @@ class InProcessExchange:
     def __init__(self, plan: StepPlan, seed: int) -> None:
         self._limits = threadpool_limits(plan.threads_per_worker, user_api="blas")
         self._plan, self._worker, self._aggregator = plan, GradientWorker(), ParameterAggregator()
-        self.numerics = self._worker.attach(plan)
+        self.numerics = self._worker.attach(plan).numerics
         initial = self._aggregator.begin(plan, seed)
         self._slots = [np.empty_like(initial) for _ in range(plan.shards)]
 

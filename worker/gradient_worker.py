@@ -1,5 +1,6 @@
 """A worker: gradients and metric sums of whichever data shards it is given; it knows nothing of the others."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ from threadpoolctl import threadpool_limits
 
 from core.network import Network
 from worker.dataset import open_prepared
-from worker.numerics import fingerprint
-from worker.plan import ShardReport, StepPlan
+from worker.numerics import fingerprint, machine
+from worker.plan import Attached, ShardReport, StepPlan
 from worker.sampling import evaluation_part
+from worker.seat import Seat
+from worker.segment import Segment, SegmentLayout
 
 Array = NDArray[Any]
 _EVALUATION_ROWS = 512  # rows evaluated at a time: bounds the planned buffers
@@ -22,8 +25,8 @@ class GradientWorker:
     def __init__(self) -> None:
         self._plan: StepPlan | None = None
 
-    def attach(self, plan: StepPlan) -> str:
-        """Map the prepared dataset and plan the network's buffers; returns the numerics fingerprint.
+    def attach(self, plan: StepPlan) -> Attached:
+        """Map the prepared dataset and plan the network's buffers; says what computes here, and where.
 
         The BLAS of the whole process is held to `plan.threads_per_worker` threads from now on: the bits depend on it.
         """
@@ -41,7 +44,12 @@ class GradientWorker:
         self._targets = np.empty((rows, *targets.shape[1:]), target_dtype)
         self._weights = None if weights is None else np.empty(rows, dtype)
         self._orders: dict[int, tuple[int, Array]] = {}
-        return fingerprint()
+        return Attached(fingerprint(), machine(), os.getpid())
+
+    def take_seat(self, number: int, layout: SegmentLayout, path: str, seats: int, trainer_pid: int) -> None:
+        """Serve in a shared-memory exchange (worker.seat) until its trainer says END."""
+        assert self._plan is not None
+        Seat(self, self._plan, Segment.open(layout, path), number, seats, trainer_pid).serve()
 
     def detach(self) -> None:
         """Forget the job, and give its memory back."""

@@ -5,7 +5,9 @@ kernel, and proves the bits themselves by a digest of fixed products, exponentia
 """
 
 import hashlib
+import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,3 +35,11 @@ def _digest() -> str:
         digest.update(np.ascontiguousarray(values).tobytes())
     digest.update(np.float32(np.dot(a.ravel(), a.ravel())).tobytes())
     return digest.hexdigest()[:16]
+
+
+def machine() -> str:
+    """Which running machine, and which part of it, this process sees: those who see the same can share memory.
+
+    Containers of one machine have the kernel's boot id in common, but not the namespace of process ids.
+    """
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"

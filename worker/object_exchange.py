@@ -10,83 +10,55 @@ step is a pure function of parameters, step and shard, the weights come out the 
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.errors import RemoteLost, TooManyFailures
-from worker.exchange import Tell, merge
-from worker.plan import StepPlan, StepReport, TrainerEvent
+from worker.crew import Crew, Reference, Remote, Transport
+from worker.errors import RemoteLost
+from worker.exchange import merge
+from worker.plan import StepPlan, StepReport
 from worker.sampling import deal
 
 Array = NDArray[Any]
-Reference = Any  # what a call returns at once, in place of its result
 AHEAD = 16
-FAILURES_ALLOWED, FAILURE_WINDOW_S = 30, 60.0
-
-
-class Remote(Protocol):
-    """A process that can be called. Calls of one caller run in their order."""
-
-    name: str
-
-    def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
-        """A reference to the result, or a list of `returns` references to its parts. References are arguments, too."""
-
-
-class Transport(Protocol):
-    """What turns references into results, and says who is alive."""
-
-    def get(self, references: Sequence[Reference]) -> list[Any]:
-        """The results. Raises RemoteLost if a process that they depend on died, or the error that the call raised."""
-
-    def is_alive(self, remote: Remote) -> bool:
-        """Whether the process still answers; one that does not is killed."""
-
-    def is_ready(self, reference: Reference) -> bool:
-        """Whether `get` would not wait."""
-
-    def recruit(self) -> Remote:
-        """A new worker; its first answer may take a while."""
-
-    def dismiss(self, remote: Remote) -> None:
-        """End a worker that takes no part."""
 
 
 class ObjectExchange:
-    """Steps over `workers` and one `aggregator`. Raises RemoteLost from any method when the aggregator is lost."""
+    """Steps over the members of `crew`. Raises RemoteLost from any method when the aggregator is lost."""
 
     def __init__(
         self,
         plan: StepPlan,
         seed: int,
-        workers: Sequence[Remote],
+        crew: Crew,
         aggregator: Remote,
         transport: Transport,
-        tell: Tell,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._plan, self._aggregator, self._transport = plan, aggregator, transport
-        self._tell, self._clock = tell, clock
-        self._lost_at: deque[float] = deque()
-        self.failures = 0
-        self.numerics = ""
-        self._workers: list[Remote] = []
-        self._joining = [(worker, worker.call("attach", plan)) for worker in workers]
+        self._plan, self._aggregator, self._transport, self._clock = plan, aggregator, transport, clock
+        self._crew = crew
         self._parameters: Reference = aggregator.call("begin", plan, seed)
         self._committed = 0
         self._transport.get([self._parameters])
-        self._admit(wait=True)
 
     @property
     def workers(self) -> int:
-        return len(self._workers)
+        return len(self._crew.members)
+
+    @property
+    def failures(self) -> int:
+        return self._crew.failures
+
+    @property
+    def numerics(self) -> str:
+        return self._crew.numerics
 
     def run_steps(self, count: int) -> list[StepReport]:
         target, reports = self._committed + count, list[StepReport]()
-        self._admit(wait=False)
+        self._crew.admit(wait=False)
         while self._committed < target:
             try:
                 for report in self._chain(target):
@@ -98,7 +70,7 @@ class ObjectExchange:
                 reports += self._missed(self._committed)
         return reports
 
-    def _chain(self, target: int) -> Any:
+    def _chain(self, target: int) -> Iterator[StepReport]:
         """Chain the steps after the committed one; yields their reports in order, as they come."""
         waiting: deque[Reference] = deque()
         for step in range(self._committed + 1, target + 1):
@@ -112,12 +84,11 @@ class ObjectExchange:
         """The reference to the step's report."""
         gradients: list[Reference] = [None] * self._plan.shards
         reports = []
-        for worker, shards in zip(self._workers, deal(self._plan.shards, len(self._workers)), strict=True):
-            if shards:
-                *found, report = worker.call("gradients", step, shards, self._parameters, returns=len(shards) + 1)
-                reports.append(report)
-                for shard, gradient in zip(shards, found, strict=True):
-                    gradients[shard] = gradient
+        for worker, shards in self._dealt():
+            *found, report = worker.call("gradients", step, shards, self._parameters, returns=len(shards) + 1)
+            reports.append(report)
+            for shard, gradient in zip(shards, found, strict=True):
+                gradients[shard] = gradient
         self._parameters, report = self._aggregator.call("apply_parts", step, *gradients, *reports, returns=2)
         return report
 
@@ -134,7 +105,7 @@ class ObjectExchange:
         while True:
             try:
                 parameters = self._aggregator.call("parameters", which)
-                dealt = list(zip(self._workers, deal(self._plan.shards, len(self._workers)), strict=True))
+                dealt = self._dealt()
                 calls = [w.call("evaluations", split, shards, parameters) for w, shards in dealt]
                 parts: list[Any] = [None] * self._plan.shards
                 for (_, shards), found in zip(dealt, self._transport.get(calls), strict=True):
@@ -153,69 +124,22 @@ class ObjectExchange:
 
     def close(self) -> None:
         self._parameters = None
-        for worker, _ in self._joining:
-            self._transport.dismiss(worker)
-        for remote, method in ((self._aggregator, "end"), *((worker, "detach") for worker in self._workers)):
-            try:
-                self._transport.get([remote.call(method)])
-            except RemoteLost:
-                continue  # it has nothing to let go any more
+        self._crew.close()
+        try:
+            self._transport.get([self._aggregator.call("end")])
+        except RemoteLost:
+            return  # it has nothing to let go any more
 
     def _recover(self, error: RemoteLost) -> None:
         """Go on with the workers that are left, if a worker was what died; a new one joins at a later step."""
         began = self._clock()
-        dead = [worker for worker in self._workers if not self._transport.is_alive(worker)]
+        dead = [worker for worker in self._crew.members if not self._transport.is_alive(worker)]
         if not dead or not self._transport.is_alive(self._aggregator):
             raise error
-        self._workers = [worker for worker in self._workers if worker not in dead]
-        names = ", ".join(worker.name for worker in dead)
-        self._count_failures(len(dead), error)
-        for _ in dead:
-            self._recruit()
-        self._admit(wait=not self._workers)
-        cost_ms = round(1000 * (self._clock() - began))
-        message = f"lost {names} in step {self._committed + 1}; its shards went to others within {cost_ms} ms"
-        data = {"workers": [worker.name for worker in dead], "step": self._committed + 1, "cost_ms": cost_ms}
-        self._tell(TrainerEvent("fault", "warning", message, data, time.time()))
+        self._crew.lose(dead, self._committed + 1, error, began)
 
-    def _count_failures(self, count: int, error: RemoteLost) -> None:
-        now = self._clock()
-        self.failures += count
-        self._lost_at.extend([now] * count)
-        while now - self._lost_at[0] > FAILURE_WINDOW_S:
-            self._lost_at.popleft()
-        if len(self._lost_at) > FAILURES_ALLOWED:
-            raise TooManyFailures(len(self._lost_at), FAILURE_WINDOW_S) from error
-
-    def _admit(self, wait: bool) -> None:
-        """Let workers that have attached take part. `wait`: until one does; RemoteLost when none is left that may."""
-        while self._joining:
-            for worker, call in list(self._joining):
-                if wait or self._transport.is_ready(call):
-                    self._joining.remove((worker, call))
-                    self._admit_one(worker, call)
-            if not wait or self._workers:
-                return
-        if wait and not self._workers:
-            raise RemoteLost(f"no worker is left that computes the bits of {self.numerics}")
-
-    def _admit_one(self, worker: Remote, call: Reference) -> None:
-        """One that computes other bits than the first is dismissed; for one that has died, another is recruited."""
-        try:
-            found: str = self._transport.get([call])[0]
-        except RemoteLost as error:
-            self._count_failures(1, error)
-            self._recruit()
-            return
-        self.numerics = self.numerics or found
-        if found == self.numerics:
-            self._workers.append(worker)
-            return
-        self._transport.dismiss(worker)
-        data = {"worker": worker.name, "numerics": found, "expected": self.numerics}
-        message = f"{worker.name} computes other bits than the rest, and takes no part"
-        self._tell(TrainerEvent("fault", "warning", message, data, time.time()))
-
-    def _recruit(self) -> None:
-        worker = self._transport.recruit()
-        self._joining.append((worker, worker.call("attach", self._plan)))
+    def _dealt(self) -> list[tuple[Remote, tuple[int, ...]]]:
+        """The workers that have shards, with them."""
+        members = self._crew.members
+        dealt = zip(members, deal(self._plan.shards, len(members)), strict=True)
+        return [(worker, shards) for worker, shards in dealt if shards]

@@ -47,6 +47,15 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
+class Attached:
+    """What a worker says when it takes a job on: the fingerprint of its arithmetic, and where its process is."""
+
+    numerics: str
+    machine: str
+    pid: int
+
+
+@dataclass(frozen=True)
 class ShardReport:
     """What a worker says of one shard's part of one step. Sums, not means: they are divided once, over all shards."""
 

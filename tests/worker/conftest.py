@@ -10,6 +10,7 @@ import pytest
 
 from core.parameters import weights_sha256
 from worker.aggregator import ParameterAggregator
+from worker.crew import Crew
 from worker.dataset import PreparedDataset, prepare
 from worker.errors import RemoteLost
 from worker.gradient_worker import GradientWorker
@@ -155,9 +156,9 @@ class Site:
         self.workers = [self.transport.make(f"w{k}") for k in range(self.count)]
 
     def open(self) -> ObjectExchange:
-        return ObjectExchange(
-            self.plan, SEED, self.workers, self.aggregator, self.transport, self.events.append, lambda: self.now
-        )
+        crew = Crew(self.plan, self.workers, self.transport, self.events.append, lambda: self.now)
+        crew.admit(wait=True)
+        return ObjectExchange(self.plan, SEED, crew, self.aggregator, self.transport, lambda: self.now)
 
     def train(self) -> str:
         """Opens, runs STEPS steps in chunks; the weights' hash."""

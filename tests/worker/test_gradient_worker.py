@@ -1,5 +1,6 @@
 """Shards' gradients: of the right rows, adding up to the batch's, the same whoever computes them and when."""
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -10,8 +11,8 @@ from core.metrics import metrics
 from core.network import Network, initial_parameters
 from worker.dataset import PreparedDataset
 from worker.gradient_worker import GradientWorker
-from worker.numerics import fingerprint
-from worker.plan import StepPlan
+from worker.numerics import fingerprint, machine
+from worker.plan import Attached, StepPlan
 
 MakeStepPlan = Callable[..., tuple[StepPlan, PreparedDataset]]
 WEIGHTED = {"weight_column": "weight"}
@@ -138,7 +139,7 @@ def test_a_worker_goes_from_job_to_job(make_step_plan: MakeStepPlan) -> None:
     for table, dtype in (("classes", "float32"), ("values", "float64"), ("classes", "float32")):
         plan, _ = make_step_plan(table, dtype=dtype)
         parameters = initial_parameters(plan.network, 3)
-        assert worker.attach(plan) == fingerprint()
+        assert worker.attach(plan) == Attached(fingerprint(), machine(), os.getpid())
         *gradients, _ = worker.gradients(2, (0, 2), parameters)
         *fresh, _ = attached(plan).gradients(2, (0, 2), parameters)
         assert [g.tobytes() for g in gradients] == [g.tobytes() for g in fresh]

@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.parameters import weights_sha256
+from worker.crew import FAILURE_WINDOW_S, FAILURES_ALLOWED
 from worker.dataset import DatasetError
 from worker.errors import RemoteLost, TooManyFailures
 from worker.gradient_worker import GradientWorker
-from worker.object_exchange import AHEAD, FAILURE_WINDOW_S, FAILURES_ALLOWED
-from worker.plan import StepPlan
+from worker.object_exchange import AHEAD
+from worker.plan import Attached, StepPlan
 
 STEPS = 12  # of the fixture `wanted`
 Dies = Callable[[str, tuple[Any, ...]], str]
@@ -31,8 +32,9 @@ def in_call(name: str, fate: str = "before") -> Dies:
 class Foreign(GradientWorker):
     """A worker on a machine whose kernels round otherwise."""
 
-    def attach(self, plan: StepPlan) -> str:
-        return super().attach(plan) + "-other"
+    def attach(self, plan: StepPlan) -> Attached:
+        found = super().attach(plan)
+        return replace(found, numerics=f"{found.numerics}-other")
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])

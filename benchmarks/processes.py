@@ -1,0 +1,103 @@
+"""Workers as plain processes of this machine: what tests and benchmarks of exchanges use where Ray would be in the way.
+
+Real processes, with pids of their own, to be killed.
+"""
+
+import contextlib
+import multiprocessing
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from worker.crew import Remote
+from worker.errors import RemoteLost
+from worker.gradient_worker import GradientWorker
+
+_FORK = multiprocessing.get_context("fork")
+
+
+def _serve(connection: Connection, kind: type) -> None:
+    worker = kind()
+    while True:
+        try:
+            number, method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: tuple[int, bool, Any] = (number, True, getattr(worker, method)(*arguments))
+        except Exception as error:
+            answer = (number, False, error)
+        connection.send(answer)
+
+
+class Process:
+    """A worker's process as the exchange sees it. `returns` > 1 is not needed here."""
+
+    def __init__(self, name: str, kind: type) -> None:
+        self.name = name
+        self.connection, theirs = _FORK.Pipe()
+        self.process: BaseProcess = _FORK.Process(target=_serve, args=(theirs, kind), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.answers: dict[int, tuple[bool, Any]] = {}
+        self._calls = 0
+
+    def call(self, method: str, *arguments: Any, returns: int = 1) -> tuple["Process", int]:
+        self._calls += 1
+        with contextlib.suppress(OSError):  # dead: `get` will say so
+            self.connection.send((self._calls, method, arguments))
+        return self, self._calls
+
+    def receive(self, wait: bool, number: int) -> bool:
+        """Whether the answer to call `number` is there, or will never be."""
+        while number not in self.answers:
+            if not wait and not self.connection.poll(0):
+                return False
+            try:
+                answered, fine, value = self.connection.recv()
+            except (EOFError, OSError):
+                return True
+            self.answers[answered] = (fine, value)
+        return True
+
+
+class Processes:
+    """The transport of such workers."""
+
+    def __init__(self, kind: type = GradientWorker) -> None:
+        self.all: list[Process] = []
+        self._kind = kind
+
+    def recruit(self) -> Remote:
+        self.all.append(Process(f"process-{len(self.all)}", self._kind))
+        return self.all[-1]
+
+    def get(self, references: Sequence[tuple[Process, int]]) -> list[Any]:
+        found = []
+        for process, number in references:
+            process.receive(True, number)
+            if number not in process.answers:
+                raise RemoteLost(f"{process.name} has ended")
+            fine, value = process.answers.pop(number)
+            if not fine:
+                raise value
+            found.append(value)
+        return found
+
+    def is_ready(self, reference: tuple[Process, int]) -> bool:
+        return reference[0].receive(False, reference[1])
+
+    def is_alive(self, remote: Remote) -> bool:
+        return next(process for process in self.all if process.name == remote.name).process.is_alive()
+
+    def dismiss(self, remote: Remote) -> None:
+        next(process for process in self.all if process.name == remote.name).process.kill()
+
+    def close(self) -> None:
+        """End all of them."""
+        for process in self.all:
+            process.process.kill()
+            process.process.join()
+            process.process.close()
+            process.connection.close()

@@ -1,0 +1,170 @@
+"""A worker's side of the shared-memory exchange: one seat among several, all doing the same steps together.
+
+A step has three phases, each ended by a barrier: gradients into the shards' slots; each seat's blocks reduced over all
+slots in shard order, with their square sums; the optimizer applied to each seat's blocks, out of place, into the other
+buffer. A block's step word is set once its new parameters are written: a step is committed when all are at it. Every
+seat computes loss, norm and learning rate of the whole step from the same words, and so comes to the same decisions.
+"""
+
+import math
+import os
+import select
+import time
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.network import network_graph, parameter_layout
+from core.optimizers import make_optimizer
+from core.schedules import learning_rate
+from worker.errors import Diverged, SeatStopped
+from worker.plan import ShardReport, StepPlan
+from worker.reduction import clip_factor, is_finite, mean_block, norm
+from worker.sampling import deal
+from worker.segment import COMMAND, FAILED, PHASES, REPORTS_KEPT, RUN, STOP, Segment
+
+Array = NDArray[Any]
+LOOK_AT_TRAINER_S = 1.0
+_SPLITS = ("train", "validation", "test")
+
+
+class Computes(Protocol):
+    """What a seat's worker does: `worker.gradient_worker.GradientWorker`, attached."""
+
+    def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
+        """Overwrite `gradient` with the shard's of `step`."""
+
+    def evaluate(self, split: str, shard: int, parameters: Array) -> NDArray[np.float64]:
+        """The metric sums of the shard's rows of `split`."""
+
+
+class Seat:
+    """Seat `number` of `seats`, held by an attached worker. `serve` returns when the trainer says END."""
+
+    def __init__(
+        self, worker: Computes, plan: StepPlan, segment: Segment, number: int, seats: int, trainer_pid: int
+    ) -> None:
+        self._worker, self._plan, self._segment = worker, plan, segment
+        self._number, self._seats = number, seats
+        self._spin = seats <= len(os.sched_getaffinity(0))
+        self._optimizer = make_optimizer(plan.optimizer)
+        self._shards = deal(plan.shards, seats)[number]
+        layout = parameter_layout(network_graph(plan.network))
+        self._blocks = list(enumerate(layout.blocks))[number::seats]
+        dtype = np.dtype(plan.network.dtype)
+        self._means = [np.empty(block.stop - block.start, dtype) for _, block in self._blocks]
+        self._slots = list(segment.slots)
+        self._parameters = [buffer[0] for buffer in segment.buffers]
+        self._trainer = os.pidfd_open(trainer_pid)
+        self._looked_at = time.monotonic()
+
+    def serve(self) -> None:
+        """Do what the trainer commands, until END. SeatStopped when it says STOP, or is gone; Diverged."""
+        words, done = self._segment.words, self._segment.done(self._number)
+        command = words[done]
+        try:
+            while True:
+                command += 1
+                words.wait(COMMAND, command, self._spin, self._look)
+                kind, argument, which, _ = (int(value) for value in self._segment.command)
+                if kind == RUN:
+                    self._run(argument)
+                elif kind < 0:
+                    words.publish(done, command)
+                    return
+                else:
+                    self._evaluate(argument, which)
+                words.publish(done, command)
+        except SeatStopped:
+            raise
+        except BaseException:
+            words.publish(done, FAILED)
+            raise
+        finally:
+            os.close(self._trainer)
+
+    def _run(self, target: int) -> None:
+        for step in range(self._segment.committed + 1, target + 1):
+            self._gradients(step)
+            self._barrier(step, 1)
+            weight, loss = self._totals(step)
+            self._reduce(weight or 1.0)
+            self._barrier(step, 2)
+            self._apply(step, weight, loss)
+            self._barrier(step, 3)
+            if self._segment.committed < step:
+                raise Diverged(step, None, "weight vector")
+
+    def _gradients(self, step: int) -> None:
+        segment, parameters = self._segment, self._parameters[(step - 1) % 2]
+        for shard in self._shards:
+            if segment.shard_steps[shard] == step:
+                continue  # done before a fault, by whoever had it then: the same bits
+            report = self._worker.gradient(step, shard, parameters, self._slots[shard])
+            segment.shard_rows[shard] = report.rows
+            segment.shard_weights[shard] = report.weight_sum
+            segment.shard_losses[shard] = report.loss_sum
+            segment.shard_steps[shard] = step
+            if segment.words[STOP]:
+                raise SeatStopped
+
+    def _totals(self, step: int) -> tuple[float, float]:
+        """Weight and loss of the whole step, from all shards in order."""
+        losses = self._segment.shard_losses.tolist()
+        loss = 0.0
+        for part in losses:
+            loss += part
+        if not math.isfinite(loss):
+            raise Diverged(step, next((k for k, part in enumerate(losses) if not math.isfinite(part)), None), "loss")
+        return math.fsum(self._segment.shard_weights.tolist()), loss
+
+    def _reduce(self, divisor: float) -> None:
+        squares = self._segment.block_squares
+        for (number, block), mean in zip(self._blocks, self._means, strict=True):
+            squares[number] = mean_block(self._slots, block, divisor, mean)
+
+    def _apply(self, step: int, weight: float, loss: float) -> None:
+        segment, plan = self._segment, self._plan
+        gradient_norm = norm(segment.block_squares.tolist())
+        if not math.isfinite(gradient_norm):
+            culprit = next((k for k, slot in enumerate(self._slots) if not is_finite(slot)), None)
+            raise Diverged(step, culprit, "gradient")
+        rate = learning_rate(plan.schedule, plan.optimizer.learning_rate, step, plan.steps)
+        if self._number == 0:  # before a block of its own is committed: a committed step has its report
+            rows = int(segment.shard_rows.sum())
+            segment.reports[step % REPORTS_KEPT] = (step, rows, weight, loss / (weight or 1.0), gradient_norm, rate)
+        factor = clip_factor(gradient_norm, plan.optimizer.clip_norm)
+        old, new = segment.buffers[(step - 1) % 2], segment.buffers[step % 2]
+        for (number, block), mean in zip(self._blocks, self._means, strict=True):
+            if factor != 1.0:
+                np.multiply(mean, factor, out=mean)
+            state, new_state = list(old[1:, block]), list(new[1:, block])
+            self._optimizer.update(step, rate, old[0, block], mean, state, new[0, block], new_state)
+            if is_finite(new[0, block]):
+                segment.block_steps[number] = step
+
+    def _barrier(self, step: int, phase: int) -> None:
+        """Return when every seat has finished `phase` of `step`."""
+        segment, value = self._segment, PHASES * step + phase
+        segment.words.publish(segment.arrived(self._number), value)
+        for seat in range(self._seats):
+            if seat != self._number:
+                segment.words.wait(segment.arrived(seat), value, self._spin, self._look)
+
+    def _evaluate(self, split: int, which: int) -> None:
+        segment = self._segment
+        parameters = segment.best if which else self._parameters[segment.committed % 2]
+        for shard in self._shards:
+            segment.evaluations[shard] = self._worker.evaluate(_SPLITS[split], shard, parameters)
+
+    def _look(self) -> None:
+        """Called before each block in a wait: whether to go on waiting."""
+        if self._segment.words[STOP]:
+            raise SeatStopped
+        if time.monotonic() - self._looked_at > LOOK_AT_TRAINER_S:
+            self._looked_at = time.monotonic()
+            poller = select.poll()
+            poller.register(self._trainer, select.POLLIN)
+            if poller.poll(0):
+                raise SeatStopped  # the trainer is gone, and nobody will say STOP

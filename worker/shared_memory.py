@@ -1,0 +1,266 @@
+"""The exchange of one machine: gradients and parameters at memory speed, no call of Ray's inside a step.
+
+Workers sit in a shared segment (`worker.segment`) and do the steps among themselves (`worker.seat`). The trainer
+commands, waits, and watches their processes: a pidfd tells of a death at once. It then says STOP, waits until every
+survivor has left its seat, reads from the block words which step is committed, deals the seats anew, and has the rest
+of the command done. The uncommitted step is computed from the committed buffer, which nobody has touched; shards
+whose slots were complete are not computed again.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.metrics import zero_sums
+from core.network import initial_parameters, network_graph, parameter_layout
+from core.optimizers import make_optimizer
+from worker.crew import Crew, Reference, Remote, Transport
+from worker.errors import Diverged, RemoteLost, SeatStopped
+from worker.exchange import merge
+from worker.futex import SUPPORTED
+from worker.numerics import machine
+from worker.plan import StepPlan, StepReport
+from worker.segment import COMMAND, END, EVALUATE, FAILED, FIRST_SEAT, REPORTS_KEPT, RUN, STOP, Segment, SegmentLayout
+
+Array = NDArray[Any]
+STOP_S = 2.0  # who has not left its seat by then is killed
+SILENCE_S = 20.0  # so long without any seat's getting on, and all are asked to leave: who hangs does not
+_SPLITS = {"train": 0, "validation": 1, "test": 2}
+
+
+class _Lost(Exception):
+    """A worker's process has ended, or its seat was left with an error that is not the job's."""
+
+
+class SharedMemoryExchange:
+    """Steps over workers that are processes of this machine. They come from `transport`; so do new ones."""
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        seed: int,
+        crew: Crew,
+        transport: Transport,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`crew` has members. OSError when the segment does not fit in memory."""
+        self._plan, self._transport, self._clock = plan, transport, clock
+        self._crew = crew
+        crew.only_machine = machine()
+        self._segment = Segment.create(segment_layout(plan, max(plan.shards, len(crew.members))))
+        initial = initial_parameters(plan.network, seed)
+        self._segment.buffers[0, 0] = initial
+        self._segment.best[...] = initial
+        self._silence, self._heard, self._heard_at = SILENCE_S, -1, clock()
+        self._serving: list[Reference] = []
+        self._processes: dict[str, int] = {}  # pidfds by the worker's name
+        self._sit()
+
+    @property
+    def workers(self) -> int:
+        return len(self._crew.members)
+
+    @property
+    def failures(self) -> int:
+        return self._crew.failures
+
+    @property
+    def numerics(self) -> str:
+        return self._crew.numerics
+
+    def run_steps(self, count: int) -> list[StepReport]:
+        self._let_join()
+        first, reports = self._segment.committed + 1, list[StepReport]()
+        target = first + count - 1
+        while self._segment.committed < target:
+            until = min(self._segment.committed + REPORTS_KEPT, target)
+            first = self._segment.committed + 1
+            self._command(RUN, until)
+            rows = (self._segment.reports[step % REPORTS_KEPT] for step in range(first, until + 1))
+            reports += [StepReport(int(row[0]), int(row[1]), *(float(value) for value in row[2:])) for row in rows]
+        return reports
+
+    def evaluate(self, split: str, which: str = "current") -> NDArray[np.float64]:
+        self._command(EVALUATE, _SPLITS[split], int(which == "best"))
+        network = self._plan.network
+        return merge(network.loss, network.outputs, list(self._segment.evaluations))
+
+    def keep_best(self) -> None:
+        self._segment.best[...] = self._current()
+
+    def parameters(self, which: str = "current") -> Array:
+        found: Array = (self._segment.best if which == "best" else self._current()).copy()
+        return found
+
+    def close(self) -> None:
+        try:
+            self._stand_up()
+        except (_Lost, RemoteLost):
+            self._clear_seats()
+        self._crew.close()
+        for descriptor in self._processes.values():
+            os.close(descriptor)
+        os.close(self._segment.descriptor)
+
+    def _current(self) -> Array:
+        current: Array = self._segment.buffers[self._segment.committed % 2, 0]
+        return current
+
+    # Commands.
+
+    def _command(self, kind: int, argument: int, which: int = 0) -> None:
+        """Have all seats do it, whoever dies meanwhile. Raises what a seat raised: Diverged, say."""
+        while True:
+            try:
+                self._give(kind, argument, which)
+                return
+            except _Lost as error:
+                self._recover(error)
+            except BaseException:
+                self._clear_seats()
+                raise
+
+    def _give(self, kind: int, argument: int, which: int) -> None:
+        segment = self._segment
+        segment.command[:3] = kind, argument, which
+        self._heard, self._heard_at = -1, self._clock()
+        number = segment.words[COMMAND] + 1
+        segment.words.publish(COMMAND, number)
+        for seat in range(len(self._serving)):
+            self._wait(seat, number)
+
+    def _wait(self, seat: int, number: int) -> None:
+        done = self._segment.done(seat)
+        self._segment.words.wait(done, number, spin=False, look=self._look)
+        self._check(seat)
+
+    def _look(self) -> None:
+        for seat in range(len(self._serving)):
+            self._check(seat)
+        if self._dead():
+            raise _Lost
+        heard = self._segment.activity()
+        if heard != self._heard:
+            self._heard, self._heard_at = heard, self._clock()
+        elif self._clock() - self._heard_at > self._silence:
+            self._silence *= 2  # it may be a step that takes this long, and nobody hangs
+            raise _Lost
+
+    def _check(self, seat: int) -> None:
+        """Raise what the seat was left with, if it was."""
+        if self._segment.words[self._segment.done(seat)] == FAILED:
+            try:
+                self._transport.get([self._serving[seat]])
+            except RemoteLost as error:
+                raise _Lost from error
+
+    # Seats.
+
+    def _sit(self) -> None:
+        """A new generation: every member takes a seat."""
+        segment, members = self._segment, self._crew.members
+        for word in range(FIRST_SEAT, segment.words.count):
+            segment.words[word] = 0
+        segment.words[STOP] = segment.words[COMMAND] = 0
+        for worker in members:
+            if worker.name not in self._processes:
+                self._processes[worker.name] = os.pidfd_open(self._crew.attached[worker.name].pid)
+        seating = (segment.layout, segment.path, len(members), os.getpid())
+        self._serving = [worker.call("take_seat", number, *seating) for number, worker in enumerate(members)]
+
+    def _stand_up(self) -> None:
+        """Every member leaves its seat, in order."""
+        self._give(END, 0, 0)
+        self._transport.get(self._serving)
+        self._serving = []
+
+    def _let_join(self) -> None:
+        """Between two steps: who has attached since takes part from now on."""
+        if self._crew.someone_is_ready:
+            try:
+                self._stand_up()
+            except _Lost as error:
+                self._recover(error)
+                return
+            self._crew.admit(wait=False)
+            self._sit()
+
+    # Faults.
+
+    def _dead(self) -> list[Remote]:
+        """The members whose process has ended."""
+        poller = select.poll()
+        for worker in self._crew.members:
+            poller.register(self._processes[worker.name], select.POLLIN)
+        ended = {descriptor for descriptor, _ in poller.poll(0)}
+        return [worker for worker in self._crew.members if self._processes[worker.name] in ended]
+
+    def _recover(self, error: Exception) -> None:
+        began = self._clock()
+        self._clear_seats()
+        dead = self._dead()
+        for worker in dead:
+            os.close(self._processes.pop(worker.name))
+        if dead:
+            self._crew.lose(dead, self._segment.committed + 1, error, began)
+        self._sit()
+
+    def _clear_seats(self) -> None:
+        """Wait until nobody is in a seat any more; who does not leave is killed, and waited for.
+
+        Only then may the words be read and the slots be given to others: a process that was stopped, and goes on
+        later, must never write into a step that is not its own.
+        """
+        words = self._segment.words
+        words[STOP] = 1
+        for word in range(words.count):
+            words.wake(word)
+        until = self._clock() + STOP_S
+        for worker, serving in zip(self._crew.members, self._serving, strict=True):
+            process = select.poll()
+            process.register(self._processes[worker.name], select.POLLIN)
+            while not self._transport.is_ready(serving) and not process.poll(1):
+                if self._clock() > until:
+                    self._kill(worker)
+            try:
+                self._transport.get([serving])
+            except RemoteLost:
+                self._kill(worker)  # lost to Ray, whatever its process does
+            except (SeatStopped, Diverged):
+                continue
+        self._serving = []
+
+    def _kill(self, worker: Remote) -> None:
+        process = select.poll()
+        process.register(self._processes[worker.name], select.POLLIN)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._processes[worker.name], signal.SIGKILL)
+        process.poll()
+
+
+def suits(plan: StepPlan, crew: Crew) -> bool:
+    """Whether the members of `crew` can do `plan` in shared memory with this process."""
+    here = machine()
+    together = all(crew.attached[worker.name].machine == here for worker in crew.members)
+    return SUPPORTED and together and plan.optimizer.max_norm is None  # that norm goes across blocks
+
+
+def segment_layout(plan: StepPlan, seats: int) -> SegmentLayout:
+    """The segment that a job of `plan` needs."""
+    layout = parameter_layout(network_graph(plan.network))
+    return SegmentLayout(
+        parameters=layout.size,
+        dtype=plan.network.dtype,
+        state_vectors=make_optimizer(plan.optimizer).state_vectors,
+        shards=plan.shards,
+        blocks=len(layout.blocks),
+        seats=seats,
+        sums=len(zero_sums(plan.network.loss, plan.network.outputs)),
+    )
