@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .diagnostics import LayerDiagnostics, diagnose
 from .dropout import Draw, Mask
 from .errors import GraphError
 from .metrics import metric_sums, zero_sums
@@ -18,6 +19,7 @@ from .plan import Plan
 from .storage import Array, Storage
 
 __all__ = [
+    "LayerDiagnostics",
     "LayerSpec",
     "Network",
     "NetworkSpec",
@@ -58,6 +60,7 @@ class Network:
         self._plans: OrderedDict[int, _Planned] = OrderedDict()
         self._parameter_views = RecentViews(self.layout, spec.dtype)
         self._gradient_views = RecentViews(self.layout, spec.dtype)
+        self._last: Plan | None = None
         self._plan(rows)
 
     @np.errstate(all="ignore")
@@ -85,7 +88,14 @@ class Network:
         plan.bind_gradients(self._gradient_views(gradient))
         loss = float(plan.forward("loss"))
         plan.backward()
+        self._last = plan
         return loss
+
+    def diagnostics(self) -> tuple[LayerDiagnostics, ...]:
+        """Each layer in the step that `loss_and_gradient` has just computed: to be asked for before anything else."""
+        if self._last is None:
+            raise GraphError("there was no step yet", ("loss",))
+        return diagnose(self._last, blocks(self.spec))
 
     @np.errstate(all="ignore")
     def predict(self, parameters: NDArray[Any], features: NDArray[Any]) -> NDArray[Any]:

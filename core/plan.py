@@ -26,6 +26,11 @@ class Place:
         self._uses: list[tuple[list[Any], int]] = []
         self._array: Array | None = None
 
+    @property
+    def array(self) -> Array:
+        """What the calls use now; bound before any run."""
+        return cast(Array, self._array)
+
     def bind(self, array: Array) -> None:
         """Let the calls use `array`; raises GraphError where its shape or dtype is another."""
         if array is self._array:
@@ -58,6 +63,7 @@ class Plan:
         self._graph, self._storage, self._outputs, self._loss = graph, storage, (*outputs, loss), loss
         self._values: dict[str, Array | Place] = {}
         self._workspaces: dict[str, tuple[Array, ...]] = {}
+        self._signals: dict[str, Array | Place] = {}
         self.inputs: dict[str, Place] = {}
         self.parameters: dict[str, Place] = {}
         self.gradients: dict[str, Place] = {}
@@ -78,13 +84,36 @@ class Plan:
         return self.value(output)
 
     def value(self, output: str) -> Array:
-        """The value of one of the plan's outputs that the last run has passed through."""
-        return cast(Array, self._values[output])
+        """The value of one of the plan's outputs that the last run has passed through.
+
+        Of another node it is what lies in its place: its value, or that of the elementwise child that took the place.
+        """
+        value = self._values[output]
+        return value.array if isinstance(value, Place) else value
 
     def backward(self) -> None:
         """Write the gradient of the loss, as the last `forward(loss)` left it, into the places of `gradients`."""
         for function, arguments in self._backward:
             function(*arguments)
+
+    def signal(self, name: str) -> Array | None:
+        """The error signal that arrived at a node in the last run, None where none is computed.
+
+        A signal that was turned into the message to the one parent in its place is that message.
+        """
+        signal = self._signals.get(name)
+        return signal.array if isinstance(signal, Place) else signal
+
+    def slope(self, name: str) -> Array:
+        """A fresh array: dz/dx of an elementwise node, for the values of the last run."""
+        node = self._graph[name]
+        if not isinstance(node, Node) or not node.operation.elementwise:
+            raise GraphError("it is not elementwise, and has no slope", (name,))
+        derivative = node.operation.derivatives(*(self._graph.shapes[parent] for parent in node.parents))[0]
+        ones = np.ones_like(self.value(name))
+        operands = (o.array if isinstance(o, Place) else o for o in self._operands(node))
+        cast(Callable[..., Any], derivative)(ones, ones, *operands)
+        return ones
 
     def bind_parameters(self, views: Views) -> None:
         """Compute with these arrays, by name; nothing is to be done if they are the mapping bound last."""
@@ -137,7 +166,8 @@ class Plan:
         calls: list[Call] = []
         learned = graph.descendants(*(parameter.name for parameter in graph.parameters))
         concerned = learned & graph.ancestors(self._loss)
-        signals: dict[str, Array | Place] = {self._loss: np.ones_like(self.value(self._loss))}  # dL/dL
+        signals = self._signals
+        signals[self._loss] = np.ones_like(self.value(self._loss))  # dL/dL
         for node in (graph[name] for name in reversed(graph.order) if name in concerned):
             if not isinstance(node, Node) or node.name not in signals:
                 continue
