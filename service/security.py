@@ -4,6 +4,7 @@ A local server can be reached from any web page, by a name that resolves to loop
 names of this machine are answered, and an Origin must be one of them.
 """
 
+import re
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.error_answers import error_answer
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
+HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\[\]:/@?#\s]+)(:\d*)?")
 UPLOADS, UPLOAD_SLACK = "/v1/datasets", 1 << 20  # a multipart body is a little larger than its file
 
 
@@ -63,7 +65,8 @@ class Guard:
             await too_large(scope, receive, send)
 
     def _refusal(self, headers: dict[str, str]) -> ASGIApp | None:
-        if self._name(f"//{headers.get('host', '')}") not in self._names:
+        host = HOST.fullmatch(headers.get("host", ""))
+        if host is None or host["name"].strip("[]").lower() not in self._names:
             message = "this service answers only to names of its own machine (FALLLINE_ALLOWED_HOSTS adds others)"
             return error_answer(403, "host_not_allowed", message, "Host")
         origin = headers.get("origin")

@@ -164,7 +164,7 @@ def test_an_open_stream_does_not_keep_the_service_from_ending(api: Api, job: str
                     client.get("/healthz")
                     break
                 except httpx.TransportError:
-                    continue
+                    threading.Event().wait(0.05)
             with client.stream("GET", f"/v1/jobs/{job}/events", headers=STREAM) as answer:
                 found = events(answer.iter_lines())
                 assert next(found)["message"] == "queued"
