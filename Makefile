@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_VENV := .venv-bench
+BENCH_READY := $(BENCH_VENV)/.ready
 
 .PHONY: demo serve test check bench lock format clean
 
@@ -21,8 +23,9 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks $(BENCH)
+# BENCH="engine --mnist FOLDER" chooses; the peers live in an environment of their own.
+bench: $(BENCH_READY)
+	$(BENCH_VENV)/bin/python -m benchmarks $(BENCH)
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -41,5 +44,18 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# The locked environment, and each peer of the extra `bench` that the index has: a missing one costs its rows alone.
+$(BENCH_READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BENCH_VENV)/bin/pip freeze --exclude-editable > $(BENCH_VENV)/constraints.txt
+	@$(BENCH_VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' \
+		| while read peer; do \
+			$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -c $(BENCH_VENV)/constraints.txt $$peer \
+				|| echo "not installed: $$peer"; \
+		done
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) build *.egg-info

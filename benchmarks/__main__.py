@@ -1,36 +1,48 @@
-"""Runs the sections named on the command line, or all: a table, and benchmarks/results/latest.json."""
+"""Measures the goals, ours beside the peers: tables, and benchmarks/results/latest.json.
 
+Usage: python -m benchmarks [SECTION ...] [--mnist FOLDER] [--rounds N] [--seconds S]
+
+Sections: engine (all of them, unless some are named); accuracy, a table of its own, runs only when it is named.
+"""
+
+import argparse
 import importlib
 import json
 import sys
 from pathlib import Path
 
-# Each section is a module with `run() -> list[dict]`: one row a goal of GOALS, in the shape that is printed below.
+from benchmarks.rows import Row, table
+
+# Each is a module with `run(results, rounds, seconds, mnist) -> list[Row]`.
 SECTIONS = ("engine",)
-# Modules with a `main` that prints a table of its own; run only when named.
+# Modules with a `main` that prints a table of its own.
 TABLES = ("accuracy",)
-RESULTS = Path(__file__).parent / "results" / "latest.json"
+RESULTS = Path(__file__).parent / "results"
 
 
-def main(names: list[str]) -> int:
-    """Run the sections and report; 2 on an unknown name."""
-    unknown = [name for name in names if name not in SECTIONS + TABLES]
+def main(arguments: list[str]) -> int:
+    """Run the sections and report; 2 on wrong arguments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ours beside the peers.")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS + TABLES))
+    parser.add_argument("--mnist", metavar="FOLDER", help="with MNIST's four idx files; without it, rows are made up")
+    parser.add_argument("--rounds", type=int, default=7, help="turns that each contender has (7)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each turn (0.3)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to leave the results in")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.sections if name not in SECTIONS + TABLES]
     if unknown:
-        print(f"unknown section {unknown[0]!r}; known: {', '.join(SECTIONS + TABLES)}", file=sys.stderr)
-        return 2
-    rows = []
-    for name in names or SECTIONS:
+        parser.error(f"unknown section {unknown[0]!r}; known: {', '.join(SECTIONS + TABLES)}")
+    rows: list[Row] = []
+    for name in options.sections or SECTIONS:
+        module = importlib.import_module(f"benchmarks.{name}")
         if name in TABLES:
-            importlib.import_module(f"benchmarks.{name}").main()
-            continue
-        for row in importlib.import_module(f"benchmarks.{name}").run():
-            rows.append(row)
-            print(
-                f"{row['goal']}: {row['case']:<50} ours {row['ours']:>10,.0f}  peer {row['peer']:>10,.0f} {row['unit']}"
-                f"  ratio {row['ratio']:.2f} (target {row['target']:.2f}: {'met' if row['met'] else 'not met'})"
-            )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rows, indent=1))
+            module.main()
+        else:
+            rows += module.run(options.results, options.rounds, options.seconds, options.mnist)
+    if rows:
+        print(table(rows))
+        options.results.mkdir(parents=True, exist_ok=True)
+        (options.results / "latest.json").write_text(json.dumps([row.to_json() for row in rows], indent=1))
     return 0
 
 

@@ -1,158 +1,174 @@
-"""One training step: the general graph engine beside the same step written out by hand for one network.
+"""The goals of section Engine: our step beside the hand-written one, PyTorch, JAX, scikit-learn and SGEMM's peak.
 
-The contenders take turns, some tens of milliseconds each; a figure is the median over the turns. All gather a shuffled
-minibatch, go forward and backward, and update by plain SGD, in float32 on one BLAS thread. The yardstick is as plain as
-NumPy allows, and as fast as its author could make it without a trick that a reader would stop at.
+Every figure is a median over rounds in which the contenders take turns; a ratio is the median of the rounds' ratios.
 """
 
-import itertools
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any
+import datetime
+import importlib.metadata
+import os
+import tracemalloc
+from collections.abc import Mapping
+from pathlib import Path
 
-import numpy as np
-from threadpoolctl import threadpool_limits
+from benchmarks import cost_laws
+from benchmarks.contenders import Case, Contender, Engine, Sgemm, Yardstick
+from benchmarks.race import Result, race, rows_for
+from benchmarks.rows import Row, figure, table
+from core.activations import ACTIVATIONS
 
-from core.network import Network, NetworkSpec, initial_parameters
-from core.optimizers import OptimizerSpec, make_optimizer
-
-ROUNDS = 60
-RATE = 0.1
-CASES = [
-    ((784, 256, 128, 10), 32),
-    ((784, 256, 128, 10), 128),
-    ((784, 256, 128, 10), 1024),
-    ((784, 1024, 1024, 10), 256),
-]
-
-
-class Yardstick:
-    """The hand-written step."""
-
-    def __init__(self, sizes: tuple[int, ...], batch: int, features: Any, targets: Any) -> None:
-        rng = np.random.default_rng(0)
-        pairs = list(itertools.pairwise(sizes))
-        self.features, self.targets, self.batch, self.depth = features, targets, batch, len(pairs)
-        self.weights = [(rng.normal(size=pair) * np.sqrt(2 / pair[0])).astype(np.float32) for pair in pairs]
-        self.biases = [np.zeros(n, np.float32) for n in sizes[1:]]
-        self.outputs = [np.empty((batch, n), np.float32) for n in sizes]
-        self.signals = [np.empty((batch, n), np.float32) for n in sizes]
-        self.masks = [np.empty((batch, n), bool) for n in sizes]
-        self.weight_gradients = [np.empty_like(w) for w in self.weights]
-        self.bias_gradients = [np.empty_like(b) for b in self.biases]
-        self.rows = np.arange(batch)
-
-    def step(self, index: Any) -> None:
-        """One step on the rows `index`."""
-        h, d, w, b, last = self.outputs, self.signals, self.weights, self.biases, self.depth - 1
-        np.take(self.features, index, axis=0, out=h[0], mode="clip")
-        for k in range(self.depth):
-            np.matmul(h[k], w[k], out=h[k + 1])
-            h[k + 1] += b[k]
-            if k < last:
-                np.maximum(h[k + 1], 0, out=h[k + 1])
-        z = h[-1]
-        z -= z.max(1, keepdims=True)
-        np.exp(z, out=z)
-        z /= z.sum(1, keepdims=True)
-        z[self.rows, self.targets[index]] -= 1
-        z *= 1 / self.batch
-        signal = z
-        for k in range(last, -1, -1):
-            np.matmul(h[k].T, signal, out=self.weight_gradients[k])
-            np.sum(signal, axis=0, out=self.bias_gradients[k])
-            if k:
-                np.matmul(signal, w[k].T, out=d[k])
-                np.greater(h[k], 0, out=self.masks[k])
-                d[k] *= self.masks[k]
-                signal = d[k]
-        for parameter, gradient in zip([*w, *b], [*self.weight_gradients, *self.bias_gradients], strict=True):
-            gradient *= RATE
-            parameter -= gradient
+SMALL, LARGE = (784, 256, 128, 10), (784, 1024, 1024, 10)
+CASES = [(SMALL, 8), (SMALL, 32), (SMALL, 128), (SMALL, 1024), (LARGE, 256)]
+CONTENDERS = (
+    "ours", "ours in place", "ours checked", "hand-written",
+    "PyTorch", "PyTorch fused", "torch.compile", "JAX", "scikit-learn", "SGEMM",
+)  # fmt: skip
+PYTORCH = ("PyTorch", "PyTorch fused")
+# (peer, batch) -> the least ratio, on one thread.
+PEER_GOALS = {
+    ("PyTorch", 8): 1.5,
+    ("PyTorch", 32): 1.5,
+    ("PyTorch", 128): 1.3,
+    ("scikit-learn", 128): 1.5,
+    ("JAX", 32): 1.0,
+    ("JAX", 128): 1.05,
+    ("JAX", 1024): 1.1,
+}
+PEAK_GOALS = {128: 0.80, 1024: 0.86}
+# By hand 19 us a step of 10-10-10 at batch 1, and 6.8 us a further layer; ours may take 35 and 9.
+OVERHEAD_GOALS = {"step": 35 / 19, "layer": 9 / 6.8}
+TINY, TINY_DEEP = Case((10,) * 3, 1), Case((10,) * 13, 1)
 
 
-class Engine:
-    """The same step by the general engine. Plain SGD may update in place, as the yardstick does."""
-
-    def __init__(self, sizes: tuple[int, ...], batch: int, features: Any, targets: Any) -> None:
-        spec = NetworkSpec(sizes[0], sizes[-1], sizes[1:-1])
-        self.features, self.targets, self.batch = features, targets.astype(np.int32), batch
-        self.network = Network(spec, batch)
-        self.optimizer = make_optimizer(OptimizerSpec("sgd", RATE))
-        self.now = self.after = initial_parameters(spec, 0)
-        self.gradient = np.empty_like(self.now)
-        self.batch_features = np.empty((batch, sizes[0]), np.float32)
-        self.batch_targets = np.empty(batch, np.int32)
-
-    def step(self, index: Any) -> None:
-        """One step on the rows `index`."""
-        np.take(self.features, index, axis=0, out=self.batch_features, mode="clip")
-        np.take(self.targets, index, out=self.batch_targets, mode="clip")
-        self.network.loss_and_gradient(self.now, self.gradient, self.batch_features, self.batch_targets)
-        rate = RATE / self.batch  # the gradient is that of the rows' sum
-        self.optimizer.update(1, rate, self.now, self.gradient, (), self.after, ())
-        self.now, self.after = self.after, self.now
+def run(results: Path, rounds: int, seconds: float, mnist: str | None) -> list[Row]:
+    """Measure; leaves engine.md and cost_laws.png in `results`."""
+    report = [heading(mnist, rounds)]
+    rows: list[Row] = []
+    for threads in (1, 2) if (os.cpu_count() or 1) > 1 else (1,):
+        for sizes, batch in CASES:
+            case = Case(sizes, batch, threads)
+            found = {r.name: r for r in race([(name, case) for name in CONTENDERS], rounds, seconds, mnist)}
+            report.append(step_table(case, found))
+            print(report[-1], flush=True)
+            rows += step_rows(case, found)
+    rows += activation_rows(rounds, seconds, mnist)
+    rows += overhead_rows(rounds, seconds)
+    rows += [allocation_row(mnist)]
+    rows += cost_laws.run(rounds, seconds, results / "cost_laws.png")
+    report.append(table(rows))
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "engine.md").write_text("\n\n".join(report) + "\n")
+    return rows
 
 
-class CommittingEngine(Engine):
-    """The engine as the service runs it: the committed parameters stay whole while the next ones are written."""
-
-    def __init__(self, sizes: tuple[int, ...], batch: int, features: Any, targets: Any) -> None:
-        super().__init__(sizes, batch, features, targets)
-        self.after = np.empty_like(self.now)
-
-
-def alternate(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """The median seconds of each over `rounds` rounds, in which they take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name in sorted(contenders, reverse=turn % 2 == 1):  # what runs before leaves its traces in the caches
-            start = time.perf_counter()
-            contenders[name]()
-            if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+def heading(mnist: str | None, rounds: int) -> str:
+    """Where, when and with what."""
+    model = "unknown CPU"
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    versions = []
+    for name in ("numpy", "torch", "jax", "scikit-learn"):
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{name} missing")
+    data = "rows of MNIST" if mnist else "rows with MNIST's statistics"
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    day = datetime.datetime.now(datetime.UTC).date()
+    return f"{day}, {model}, {os.cpu_count()} cores{load}; {', '.join(versions)}; {data}; median of {rounds} rounds."
 
 
-def some_steps(contender: Yardstick | Engine, parts: list[Any]) -> Callable[[], None]:
-    """A run over the minibatches `parts`."""
+def step_table(case: Case, found: Mapping[str, Result]) -> str:
+    """All contenders in one case."""
+    lines = [f"### {case.name}", "| contender | examples/s | GFLOP/s | ours / it |", "|---|---|---|---|"]
+    for name, result in found.items():
+        if result.missing:
+            lines.append(f"| {name} | {result.missing} | | |")
+        elif name == "SGEMM":
+            lines.append(f"| SGEMM, 2048 | | {result.rate * Sgemm.FLOPS / 1e9:.0f} | {peak(case, found):.2f} of it |")
+        else:
+            ratio = found["ours"].ratio(result)
+            lines.append(f"| {name} | {figure(result.rate)} | {result.rate * case.flops / 1e9:.0f} | {ratio:.2f} |")
+    return "\n".join(lines)
 
-    def steps() -> None:
-        for part in parts:
-            contender.step(part)
 
-    return steps
+def peak(case: Case, found: Mapping[str, Result]) -> float:
+    """Our part of SGEMM's rate."""
+    return found["ours"].ratio(found["SGEMM"]) * case.flops / Sgemm.FLOPS
 
 
-def run() -> list[dict[str, Any]]:
-    """One row a case and way to update, as `make bench` reports it."""
-    results = []
-    for sizes, batch in CASES:
-        rng = np.random.default_rng(1)
-        count = max(2048, batch)
-        features = np.maximum(rng.normal(size=(4 * count, sizes[0])), 0).astype(np.float32)  # half zeros, like images
-        targets = rng.integers(0, sizes[-1], 4 * count)
-        parts = np.split(rng.permutation(4 * count)[:count], count // batch)
-        kinds = {"peer": Yardstick, "in place": Engine, "out of place": CommittingEngine}
-        with threadpool_limits(1, "blas"):
-            contenders = {
-                name: some_steps(kind(sizes, batch, features, targets), parts) for name, kind in kinds.items()
-            }
-            seconds = alternate(contenders, ROUNDS if sizes[1] < 1000 else ROUNDS // 4)
-        rates = {name: count / taken for name, taken in seconds.items()}
-        for name in ("in place", "out of place"):
-            ratio = rates[name] / rates["peer"]
-            results.append(
-                {
-                    "goal": "engine step beside the hand-written one, 1 thread",
-                    "case": f"{'-'.join(map(str, sizes))}, batch {batch}, updated {name}",
-                    "ours": rates[name],
-                    "peer": rates["peer"],
-                    "unit": "examples/s",
-                    "ratio": ratio,
-                    "target": 1.0,
-                    "met": ratio >= 1.0,
-                }
-            )
-    return results
+def step_rows(case: Case, found: Mapping[str, Result]) -> list[Row]:
+    """The goals that one case is held to."""
+    ours = found["ours"]
+    rows = [peer_row("no slower than the hand-written step", case, ours, found["hand-written"], 1.0)]
+    if case.threads == 1 and case.sizes == SMALL:
+        for (name, batch), target in PEER_GOALS.items():
+            if batch == case.batch:
+                peers = [found[n] for n in (PYTORCH if name == "PyTorch" else (name,))]
+                rows.append(peer_row(f"against {name}", case, ours, fastest(peers), target))
+        if case.batch in PEAK_GOALS:
+            rates = ours.rate * case.flops / 1e9, found["SGEMM"].rate * Sgemm.FLOPS / 1e9
+            rows.append(Row("of SGEMM's peak", case.name, *rates, "GFLOP/s", peak(case, found), PEAK_GOALS[case.batch]))
+    return rows
+
+
+def fastest(results: list[Result]) -> Result:
+    """The peer at its best; a missing one only where all are."""
+    return max(results, key=lambda result: -1 if result.missing else result.rate)
+
+
+def peer_row(goal: str, case: Case, ours: Result, peer: Result, target: float) -> Row:
+    """Rates side by side."""
+    if peer.missing:
+        return Row(goal, f"{case.name} ({peer.missing})", ours.rate, None, "examples/s", None, target)
+    return Row(goal, f"{case.name} ({peer.name})", ours.rate, peer.rate, "examples/s", ours.ratio(peer), target)
+
+
+def activation_rows(rounds: int, seconds: float, mnist: str | None) -> list[Row]:
+    """The time of a step with each activation, by that of ReLU's."""
+    cases = {name: Case(SMALL, 128, activation=name) for name in ACTIVATIONS if name != "relu"}
+    relu, *others = race([("ours", Case(SMALL, 128)), *(("ours", c) for c in cases.values())], rounds, seconds, mnist)
+    goal, base = "a step of any activation, in ReLU's time", 1e6 * 128 / relu.rate
+    return [
+        Row(goal, cases[name].name, 1e6 * 128 / result.rate, base, "us", relu.ratio(result), 1.25, ceiling=True)
+        for name, result in zip(cases, others, strict=True)
+    ]
+
+
+def overhead_rows(rounds: int, seconds: float) -> list[Row]:
+    """Python's part: what a step costs when the arithmetic costs nothing, and what a further layer adds."""
+    cases = (TINY, TINY_DEEP)
+    ours, deep, by_hand, deep_by_hand = (
+        1e6 / result.rate
+        for result in race([(name, case) for name in ("ours", "hand-written") for case in cases], rounds, seconds)
+    )
+    layers = len(TINY_DEEP.sizes) - len(TINY.sizes)
+    more, more_by_hand = (deep - ours) / layers, (deep_by_hand - by_hand) / layers
+    step, layer = OVERHEAD_GOALS["step"], OVERHEAD_GOALS["layer"]
+    return [
+        Row("Python's overhead a step", "10-10-10, batch 1", ours, by_hand, "us", ours / by_hand, step, ceiling=True),
+        Row("Python's overhead a layer", "of 10, batch 1", more, more_by_hand, "us", more / more_by_hand, layer, True),
+    ]
+
+
+def allocation_row(mnist: str | None) -> Row:
+    """The most that a step allocates after the first ones, Python's small objects included.
+
+    An array of one float a row would be 4096 bytes.
+    """
+    case = Case(SMALL, 1024)
+    ours, by_hand = (float(_peak_of_a_step(kind(case, *rows_for(case, mnist)))) for kind in (Engine, Yardstick))
+    return Row("no array allocated in a step", case.name, ours, by_hand, "bytes at most", ours, 4095, ceiling=True)
+
+
+def _peak_of_a_step(contender: Contender) -> int:
+    contender.run(5)
+    rows, peaks = contender.next_rows(), []
+    tracemalloc.start()
+    for _ in range(20):
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        contender.step(rows)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    tracemalloc.stop()
+    return max(peaks[2:])  # the first ones see tracemalloc's own

@@ -1,0 +1,346 @@
+"""One training step by each contender: the engine, the hand-written yardstick, and the libraries that people use.
+
+Every contender trains the same network on the same rows: float32, shuffled minibatches gathered from memory, forward,
+backward, plain SGD. Each is written as its users would write it for speed, and takes the number of threads that it is
+given. `Contender.run` is what is timed; it ends when the work is done, not when it is queued.
+"""
+
+import itertools
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.network import Network, NetworkSpec, initial_parameters
+from core.optimizers import OptimizerSpec, make_optimizer
+from worker.reduction import is_finite, mean_block
+
+Array = NDArray[Any]
+RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network by the units of its layers, input first; a minibatch; how many threads; which activation."""
+
+    sizes: tuple[int, ...]
+    batch: int
+    threads: int = 1
+    activation: str = "relu"
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations an example: 6 a weight; 4 in the first layer, whose input needs no signal."""
+        pairs = list(itertools.pairwise(self.sizes))
+        return 6 * sum(a * b for a, b in pairs) - 2 * pairs[0][0] * pairs[0][1]
+
+    @property
+    def name(self) -> str:
+        """What the tables call it."""
+        network = "-".join(map(str, self.sizes)) + ("" if self.activation == "relu" else f" {self.activation}")
+        return f"{network}, batch {self.batch}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+class Contender(ABC):
+    """Trains on `features` float32 (n, inputs) and `targets` int64 (n,). n is a multiple of the batch."""
+
+    def __init__(self, case: Case, features: Array, targets: Array) -> None:
+        self.case, self.features, self.targets = case, features, targets
+        self._rng = np.random.default_rng(2)
+        self._parts: Iterator[Array] = iter(())
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Build the network; raises ImportError where the library is not installed."""
+
+    def run(self, steps: int) -> int:
+        """Take `steps` steps; the number of examples that they had."""
+        for _ in range(steps):
+            self.step(self.next_rows())
+        return steps * self.case.batch
+
+    def step(self, rows: Array) -> None:
+        """One step on the rows of these numbers."""
+        raise NotImplementedError
+
+    def next_rows(self) -> Array:
+        """The next minibatch's row numbers, in a fresh order each epoch."""
+        rows = next(self._parts, None)
+        if rows is None:
+            order = self._rng.permutation(len(self.features))
+            self._parts = iter(order.reshape(-1, self.case.batch))
+            rows = next(self._parts)
+        return rows
+
+
+class Yardstick(Contender):
+    """The step written out by hand for ReLU: what NumPy gives without an engine."""
+
+    def prepare(self) -> None:
+        sizes, batch, rng = self.case.sizes, self.case.batch, np.random.default_rng(0)
+        pairs = list(itertools.pairwise(sizes))
+        self.depth = len(pairs)
+        self.weights = [(rng.normal(size=pair) * np.sqrt(2 / pair[0])).astype(np.float32) for pair in pairs]
+        self.biases = [np.zeros(n, np.float32) for n in sizes[1:]]
+        self.outputs = [np.empty((batch, n), np.float32) for n in sizes]
+        self.signals = [np.empty((batch, n), np.float32) for n in sizes]
+        self.masks = [np.empty((batch, n), bool) for n in sizes]
+        self.weight_gradients = [np.empty_like(w) for w in self.weights]
+        self.bias_gradients = [np.empty_like(b) for b in self.biases]
+        self.rows = np.arange(batch)
+
+    def step(self, rows: Array) -> None:
+        h, d, w, b, last = self.outputs, self.signals, self.weights, self.biases, self.depth - 1
+        np.take(self.features, rows, axis=0, out=h[0], mode="clip")
+        for k in range(self.depth):
+            np.matmul(h[k], w[k], out=h[k + 1])
+            h[k + 1] += b[k]
+            if k < last:
+                np.maximum(h[k + 1], 0, out=h[k + 1])
+        z = h[-1]
+        z -= z.max(1, keepdims=True)
+        np.exp(z, out=z)
+        z /= z.sum(1, keepdims=True)
+        z[self.rows, self.targets[rows]] -= 1
+        z *= 1 / self.case.batch
+        signal = z
+        for k in range(last, -1, -1):
+            np.matmul(h[k].T, signal, out=self.weight_gradients[k])
+            np.sum(signal, axis=0, out=self.bias_gradients[k])
+            if k:
+                np.matmul(signal, w[k].T, out=d[k])
+                np.greater(h[k], 0, out=self.masks[k])
+                d[k] *= self.masks[k]
+                signal = d[k]
+        for parameter, gradient in zip([*w, *b], [*self.weight_gradients, *self.bias_gradients], strict=True):
+            gradient *= RATE
+            parameter -= gradient
+
+
+class Engine(Contender):
+    """The general engine. Its update is the service's: out of place, block by block, the committed parameters whole."""
+
+    def prepare(self) -> None:
+        case = self.case
+        spec = NetworkSpec(case.sizes[0], case.sizes[-1], case.sizes[1:-1], case.activation)
+        self.network = Network(spec, case.batch)
+        self.optimizer = make_optimizer(OptimizerSpec("sgd", RATE))
+        self.now = initial_parameters(spec, 0)
+        self.after, self.gradient = np.empty_like(self.now), np.empty_like(self.now)
+        self.batch_features = np.empty((case.batch, case.sizes[0]), np.float32)
+        self.batch_targets = np.empty(case.batch, np.int32)
+        self.targets = self.targets.astype(np.int32)
+
+    def step(self, rows: Array) -> None:
+        self.differentiate(rows)
+        for block in self.network.layout.blocks:
+            self.update(self.now[block], self.gradient[block], self.after[block])
+        self.now, self.after = self.after, self.now
+
+    def differentiate(self, rows: Array) -> None:
+        """Gather the minibatch; the gradient of its summed loss."""
+        np.take(self.features, rows, axis=0, out=self.batch_features, mode="clip")
+        np.take(self.targets, rows, out=self.batch_targets, mode="clip")
+        self.network.loss_and_gradient(self.now, self.gradient, self.batch_features, self.batch_targets)
+
+    def update(self, now: Array, gradient: Array, after: Array) -> None:
+        """The update of one block; the rate is that of a mean gradient."""
+        self.optimizer.update(1, RATE / self.case.batch, now, gradient, (), after, ())
+
+
+class EngineInPlace(Engine):
+    """The engine with its parameters updated in place, as the yardstick and the libraries do."""
+
+    def step(self, rows: Array) -> None:
+        self.differentiate(rows)
+        for block in self.network.layout.blocks:
+            self.update(self.now[block], self.gradient[block], self.now[block])
+
+
+class EngineChecked(Engine):
+    """The whole of the service's commit besides: mean over slots, norm, and nothing that is not finite."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.mean = np.empty_like(self.now)
+
+    def step(self, rows: Array) -> None:
+        self.differentiate(rows)
+        blocks = self.network.layout.blocks
+        squares = [mean_block([self.gradient], block, self.case.batch, self.mean[block]) for block in blocks]
+        finite = np.isfinite(sum(squares))
+        for block in blocks:
+            self.optimizer.update(1, RATE, self.now[block], self.mean[block], (), self.after[block], ())
+            finite &= is_finite(self.after[block])
+        if not finite:
+            raise FloatingPointError(self.case.name)
+        self.now, self.after = self.after, self.now
+
+
+class EngineForward(Engine):
+    """The engine's forward pass alone, on the same gathered minibatches: what the backward pass is compared with."""
+
+    def step(self, rows: Array) -> None:
+        np.take(self.features, rows, axis=0, out=self.batch_features, mode="clip")
+        self.network.predict(self.now, self.batch_features)
+
+
+class EngineGradient(Engine):
+    """Forward and backward without the update."""
+
+    def step(self, rows: Array) -> None:
+        self.differentiate(rows)
+
+
+class Torch(Contender):
+    """PyTorch, eager: Sequential, CrossEntropyLoss and SGD as in its tutorials."""
+
+    fused = False
+
+    def prepare(self) -> None:
+        import torch
+
+        torch.set_num_threads(self.case.threads)
+        torch.manual_seed(0)
+        activations = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "sigmoid": torch.nn.Sigmoid, "gelu": torch.nn.GELU}
+        layers: list[Any] = []
+        for inputs, units in itertools.pairwise(self.case.sizes):
+            layers += [torch.nn.Linear(inputs, units), activations[self.case.activation]()]
+        self.torch, self.network, self.loss = torch, torch.nn.Sequential(*layers[:-1]), torch.nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=RATE, fused=self.fused or None)
+        self.x, self.y = torch.from_numpy(self.features), torch.from_numpy(self.targets)
+        self.forward = self.forward_and_loss
+
+    def forward_and_loss(self, x: Any, y: Any) -> Any:
+        """The mean loss."""
+        return self.loss(self.network(x), y)
+
+    def next_rows(self) -> Any:
+        rows = next(self._parts, None)
+        if rows is None:
+            self._parts = iter(self.torch.randperm(len(self.features)).split(self.case.batch))
+            rows = next(self._parts)
+        return rows
+
+    def step(self, rows: Any) -> None:
+        self.optimizer.zero_grad()
+        self.forward(self.x[rows], self.y[rows]).backward()
+        self.optimizer.step()
+
+
+class TorchFused(Torch):
+    """The same with the fused SGD, which the CPU has too."""
+
+    fused = True
+
+
+class TorchCompiled(Torch):
+    """`torch.compile` of network and loss, with the fused SGD. Needs a C++ compiler."""
+
+    fused = True
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.forward = self.torch.compile(self.forward_and_loss, dynamic=False)
+
+
+class Jax(Contender):
+    """JAX: one jitted function, gather to update, its parameters donated."""
+
+    def prepare(self) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        keys = jax.random.split(jax.random.key(0), len(self.case.sizes))
+        self.parameters = [
+            (jax.random.normal(key, (inputs, units)) * np.sqrt(2 / inputs).astype(np.float32), jnp.zeros(units))
+            for key, (inputs, units) in zip(keys, itertools.pairwise(self.case.sizes), strict=False)
+        ]
+        self.x, self.y = jnp.asarray(self.features), jnp.asarray(self.targets.astype(np.int32))
+        activation = getattr(jax.nn, self.case.activation)
+
+        def mean_loss(parameters: Any, x: Any, y: Any) -> Any:
+            *hidden, last = parameters
+            for w, b in hidden:
+                x = activation(x @ w + b)
+            logits = jax.nn.log_softmax(x @ last[0] + last[1])
+            return -jnp.take_along_axis(logits, y[:, None], axis=1).mean()
+
+        def step(parameters: Any, x: Any, y: Any, rows: Any) -> Any:
+            gradient = jax.grad(mean_loss)(parameters, x[rows], y[rows])
+            return jax.tree.map(lambda p, g: p - RATE * g, parameters, gradient)
+
+        self.jitted, self.wait = jax.jit(step, donate_argnums=0), jax.block_until_ready
+
+    def run(self, steps: int) -> int:
+        examples = super().run(steps)
+        self.wait(self.parameters)
+        return examples
+
+    def step(self, rows: Array) -> None:
+        self.parameters = self.jitted(self.parameters, self.x, self.y, rows.astype(np.int32))
+
+
+class ScikitLearn(Contender):
+    """MLPClassifier; it takes whole epochs, however few steps are asked for."""
+
+    def prepare(self) -> None:
+        from sklearn.neural_network import MLPClassifier
+
+        activation = {"sigmoid": "logistic"}.get(self.case.activation, self.case.activation)
+        self.classifier = MLPClassifier(
+            self.case.sizes[1:-1], activation=activation, solver="sgd", batch_size=self.case.batch,
+            learning_rate_init=RATE, momentum=0, alpha=0, max_iter=1, warm_start=True, n_iter_no_change=1000,
+        )  # fmt: skip
+
+    def run(self, steps: int) -> int:
+        epochs = max(1, round(steps * self.case.batch / len(self.features)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one epoch does not converge, and says so
+            for _ in range(epochs):
+                self.classifier.fit(self.features, self.targets)
+        return epochs * len(self.features)
+
+
+class Sgemm(Contender):
+    """The machine's peak: a product of two 2048 x 2048 matrices counts as one step."""
+
+    FLOPS = 2 * 2048**3
+
+    def prepare(self) -> None:
+        rng = np.random.default_rng(0)
+        self.a, self.b = rng.random((2, 2048, 2048), np.float32)
+        self.out = np.empty_like(self.a)
+
+    def run(self, steps: int) -> int:
+        for _ in range(steps):
+            np.matmul(self.a, self.b, out=self.out)
+        return steps
+
+
+CONTENDERS: dict[str, type[Contender]] = {
+    "ours": Engine,
+    "ours in place": EngineInPlace,
+    "ours checked": EngineChecked,
+    "ours forward": EngineForward,
+    "ours gradient": EngineGradient,
+    "hand-written": Yardstick,
+    "PyTorch": Torch,
+    "PyTorch fused": TorchFused,
+    "torch.compile": TorchCompiled,
+    "JAX": Jax,
+    "scikit-learn": ScikitLearn,
+    "SGEMM": Sgemm,
+}
+
+
+def hold_to_threads(threads: int) -> None:
+    """Before NumPy's BLAS or a library is asked for work: one thread is one core too, which is all that JAX heeds."""
+    if threads == 1 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

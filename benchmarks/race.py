@@ -1,0 +1,146 @@
+"""Contenders side by side: each in a process of its own, one at a time, taking turns.
+
+Separate processes, because libraries bring thread pools and OpenMP runtimes that disturb each other in one. While one
+runs the others wait for a line on their standard input. Run as a module, this file is such a process.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from benchmarks.contenders import CONTENDERS, Array, Case, hold_to_threads
+
+ROOT = Path(__file__).resolve().parents[1]
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass
+class Result:
+    """What a contender did in each round, examples/s; or why it is not there."""
+
+    name: str
+    rates: list[float] = field(default_factory=list)
+    missing: str = ""
+
+    @property
+    def rate(self) -> float:
+        """The median examples/s."""
+        return statistics.median(self.rates)
+
+    def ratio(self, peer: "Result") -> float:
+        """The median over the rounds of this contender's rate by the peer's in the same round."""
+        return statistics.median(a / b for a, b in zip(self.rates, peer.rates, strict=True))
+
+
+class Process:
+    """A contender in its process."""
+
+    def __init__(self, name: str, case: Case, seconds: float, mnist: str | None) -> None:
+        self.result = Result(name)
+        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(case.threads))
+        task = json.dumps({"name": name, "case": asdict(case), "seconds": seconds, "mnist": mnist})
+        command = [sys.executable, "-m", "benchmarks.race", task]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.result.missing = self._hear().get("missing", "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def turn(self) -> None:
+        """Let it run for its slice of time."""
+        if not self.result.missing:
+            assert self._process.stdin is not None
+            self._process.stdin.write("run\n")
+            self._process.stdin.flush()
+            answer = self._hear()
+            if "missing" in answer:
+                self.result.missing = answer["missing"]
+            else:
+                self.result.rates.append(answer["examples"] / answer["seconds"])
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            return {"missing": f"{self.result.name} ended with code {self._process.wait()}"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def race(
+    entries: Sequence[tuple[str, Case]], rounds: int, seconds: float = 0.3, mnist: str | None = None
+) -> list[Result]:
+    """`rounds` turns of each entry, `seconds` each, in turn forwards and backwards; results in the order of entries."""
+    processes = [Process(name, case, seconds, mnist) for name, case in entries]
+    for turn in range(rounds):
+        for process in processes if turn % 2 == 0 else reversed(processes):
+            process.turn()
+    for process in processes:
+        with process:
+            pass
+    return [process.result for process in processes]
+
+
+def rows_for(case: Case, mnist: str | None) -> tuple[Array, Array]:
+    """Features and targets, whole minibatches of them: MNIST's from the folder `mnist`, or rows of its statistics."""
+    count = 20480 if max(case.sizes[1:]) < 1000 else 4096
+    rng = np.random.default_rng(1)
+    if mnist and case.sizes[0] == 784:
+        from examples.mnist_csv import read_mnist
+
+        images, labels = read_mnist(Path(mnist))
+        return images[:count] / np.float32(255), labels[:count].astype(np.int64)
+    # In MNIST 19 % of the pixels are inked, by 0.7 on average.
+    ink = rng.random((2, count, case.sizes[0]), np.float32)
+    features: Array = np.where(ink[0] < 0.19, 0.4 + 0.6 * ink[1], np.float32(0))
+    return features, rng.integers(0, case.sizes[-1], count)
+
+
+def main(task: str) -> None:
+    """The process of one contender: a line when ready, and one for each line that it is sent."""
+    described = json.loads(task)
+    case = Case(**described["case"] | {"sizes": tuple(described["case"]["sizes"])})
+    hold_to_threads(case.threads)
+    try:
+        contender = CONTENDERS[described["name"]](case, *rows_for(case, described["mnist"]))
+        steps = _steps_within(contender, described["seconds"])
+    except ImportError as error:
+        print(json.dumps({"missing": f"{error.name} is not installed"}), flush=True)
+        return
+    print(json.dumps({"steps": steps}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        examples = contender.run(steps)
+        print(json.dumps({"examples": examples, "seconds": time.perf_counter() - start}), flush=True)
+
+
+def _steps_within(contender: Any, seconds: float) -> int:
+    """How many steps take about `seconds`, after a warm-up in which everything is compiled."""
+    contender.run(3)
+    steps = 4
+    while True:
+        start = time.perf_counter()
+        examples = contender.run(steps)
+        taken = time.perf_counter() - start
+        if taken > seconds / 4:
+            done = max(steps, examples / contender.case.batch) if examples > steps else steps
+            return max(1, round(done * seconds / taken))
+        steps *= 2
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
