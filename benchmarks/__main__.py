@@ -1,6 +1,6 @@
 """Measures the goals, ours beside the peers: tables, and benchmarks/results/latest.json.
 
-Usage: python -m benchmarks [SECTION ...] [--mnist FOLDER] [--rounds N] [--seconds S]
+Usage: python -m benchmarks [SECTION ...] [--mnist FOLDER] [--rounds N] [--seconds S] [--clock wall|process]
 
 Sections: engine (all of them, unless some are named); accuracy, a table of its own, runs only when it is named.
 """
@@ -11,9 +11,10 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks.race import CLOCKS, Options
 from benchmarks.rows import Row, table
 
-# Each is a module with `run(results, rounds, seconds, mnist) -> list[Row]`.
+# Each is a module with `run(results, options) -> list[Row]`.
 SECTIONS = ("engine",)
 # Modules with a `main` that prints a table of its own.
 TABLES = ("accuracy",)
@@ -27,18 +28,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--mnist", metavar="FOLDER", help="with MNIST's four idx files; without it, rows are made up")
     parser.add_argument("--rounds", type=int, default=7, help="turns that each contender has (7)")
     parser.add_argument("--seconds", type=float, default=0.3, help="of each turn (0.3)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="process: on a busy machine, one thread alone")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to leave the results in")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.sections if name not in SECTIONS + TABLES]
     if unknown:
         parser.error(f"unknown section {unknown[0]!r}; known: {', '.join(SECTIONS + TABLES)}")
+    measured = Options(options.rounds, options.seconds, options.clock, options.mnist)
     rows: list[Row] = []
     for name in options.sections or SECTIONS:
         module = importlib.import_module(f"benchmarks.{name}")
         if name in TABLES:
             module.main()
         else:
-            rows += module.run(options.results, options.rounds, options.seconds, options.mnist)
+            rows += module.run(options.results, measured)
     if rows:
         print(table(rows))
         options.results.mkdir(parents=True, exist_ok=True)

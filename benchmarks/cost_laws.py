@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contenders import Array, Case
-from benchmarks.race import race
+from benchmarks.race import Options, race
 from benchmarks.rows import Row
 
 BATCH, WIDTH, LAYERS = 128, 256, 3
@@ -20,9 +20,9 @@ def square(width: int, layers: int) -> Case:
     return Case((width,) * (layers + 1), BATCH)
 
 
-def step_microseconds(cases: Sequence[Case], rounds: int, seconds: float) -> Array:
+def step_microseconds(cases: Sequence[Case], options: Options) -> Array:
     """The median time of one step of each case."""
-    results = race([("ours", case) for case in cases], rounds, seconds)
+    results = race([("ours", case) for case in cases], options)
     return np.array([1e6 * case.batch / result.rate for case, result in zip(cases, results, strict=True)])
 
 
@@ -33,11 +33,11 @@ def fit(x: Array, times: Array, degree: int) -> tuple[Array, float]:
     return coefficients, float(1 - rest.var() / times.var())
 
 
-def run(rounds: int, seconds: float, plot: Path) -> list[Row]:
+def run(options: Options, plot: Path) -> list[Row]:
     """The rows of the two laws and of backward : forward; the fits are drawn into the file `plot`."""
     depths, widths = np.array(DEPTHS, float), np.array(WIDTHS, float)
-    by_depth = step_microseconds([square(WIDTH, layers) for layers in DEPTHS], rounds, seconds)
-    by_width = step_microseconds([square(width, LAYERS) for width in WIDTHS], rounds, seconds)
+    by_depth = step_microseconds([square(WIDTH, layers) for layers in DEPTHS], options)
+    by_width = step_microseconds([square(width, LAYERS) for width in WIDTHS], options)
     line, straight = fit(depths, by_depth, 1)
     parabola, quadratic = fit(widths, by_width, 2)
     draw(
@@ -49,14 +49,14 @@ def run(rounds: int, seconds: float, plot: Path) -> list[Row]:
     return [
         Row("time linear in layers", per_layer, straight, 1.0, "R2", straight, 0.99),
         Row("time quadratic in width", per_unit, quadratic, 1.0, "R2", quadratic, 0.99),
-        backward_to_forward(rounds, seconds),
+        backward_to_forward(options),
     ]
 
 
-def backward_to_forward(rounds: int, seconds: float) -> Row:
+def backward_to_forward(options: Options) -> Row:
     """How many forward passes a backward pass costs. By operations it is (2 L - 1) / L for L equal layers."""
     case = square(WIDTH, SQUARE_DEPTH)
-    forward, both = race([("ours forward", case), ("ours gradient", case)], rounds, seconds)
+    forward, both = race([("ours forward", case), ("ours gradient", case)], options)
     ratio = forward.ratio(both) - 1
     times = 1e6 * case.batch / forward.rate, 1e6 * case.batch / both.rate
     name = f"{SQUARE_DEPTH} layers of {WIDTH}, batch {BATCH}; by operations {(2 * SQUARE_DEPTH - 1) / SQUARE_DEPTH:.2f}"

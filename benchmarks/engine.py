@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import cost_laws
 from benchmarks.contenders import Case, Contender, Engine, Sgemm, Yardstick
-from benchmarks.race import Result, race, rows_for
+from benchmarks.race import Options, Result, race, rows_for
 from benchmarks.rows import Row, figure, table
 from core.activations import ACTIVATIONS
 
@@ -39,28 +39,28 @@ OVERHEAD_GOALS = {"step": 35 / 19, "layer": 9 / 6.8}
 TINY, TINY_DEEP = Case((10,) * 3, 1), Case((10,) * 13, 1)
 
 
-def run(results: Path, rounds: int, seconds: float, mnist: str | None) -> list[Row]:
+def run(results: Path, options: Options) -> list[Row]:
     """Measure; leaves engine.md and cost_laws.png in `results`."""
-    report = [heading(mnist, rounds)]
+    report = [heading(options)]
     rows: list[Row] = []
-    for threads in (1, 2) if (os.cpu_count() or 1) > 1 else (1,):
+    for threads in (1, 2) if (os.cpu_count() or 1) > 1 and options.clock == "wall" else (1,):
         for sizes, batch in CASES:
             case = Case(sizes, batch, threads)
-            found = {r.name: r for r in race([(name, case) for name in CONTENDERS], rounds, seconds, mnist)}
+            found = {r.name: r for r in race([(name, case) for name in CONTENDERS], options)}
             report.append(step_table(case, found))
             print(report[-1], flush=True)
             rows += step_rows(case, found)
-    rows += activation_rows(rounds, seconds, mnist)
-    rows += overhead_rows(rounds, seconds)
-    rows += [allocation_row(mnist)]
-    rows += cost_laws.run(rounds, seconds, results / "cost_laws.png")
+    rows += activation_rows(options)
+    rows += overhead_rows(options)
+    rows += [allocation_row(options)]
+    rows += cost_laws.run(options, results / "cost_laws.png")
     report.append(table(rows))
     results.mkdir(parents=True, exist_ok=True)
     (results / "engine.md").write_text("\n\n".join(report) + "\n")
     return rows
 
 
-def heading(mnist: str | None, rounds: int) -> str:
+def heading(options: Options) -> str:
     """Where, when and with what."""
     model = "unknown CPU"
     if Path("/proc/cpuinfo").exists():
@@ -72,10 +72,11 @@ def heading(mnist: str | None, rounds: int) -> str:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{name} missing")
-    data = "rows of MNIST" if mnist else "rows with MNIST's statistics"
+    data = "rows of MNIST" if options.mnist else "rows with MNIST's statistics"
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     day = datetime.datetime.now(datetime.UTC).date()
-    return f"{day}, {model}, {os.cpu_count()} cores{load}; {', '.join(versions)}; {data}; median of {rounds} rounds."
+    machine = f"{day}, {model}, {os.cpu_count()} cores{load}"
+    return f"{machine}; {', '.join(versions)}; {data}; median of {options.rounds} rounds, {options.clock} time."
 
 
 def step_table(case: Case, found: Mapping[str, Result]) -> str:
@@ -124,10 +125,10 @@ def peer_row(goal: str, case: Case, ours: Result, peer: Result, target: float) -
     return Row(goal, f"{case.name} ({peer.name})", ours.rate, peer.rate, "examples/s", ours.ratio(peer), target)
 
 
-def activation_rows(rounds: int, seconds: float, mnist: str | None) -> list[Row]:
+def activation_rows(options: Options) -> list[Row]:
     """The time of a step with each activation, by that of ReLU's."""
     cases = {name: Case(SMALL, 128, activation=name) for name in ACTIVATIONS if name != "relu"}
-    relu, *others = race([("ours", Case(SMALL, 128)), *(("ours", c) for c in cases.values())], rounds, seconds, mnist)
+    relu, *others = race([("ours", Case(SMALL, 128)), *(("ours", c) for c in cases.values())], options)
     goal, base = "a step of any activation, in ReLU's time", 1e6 * 128 / relu.rate
     return [
         Row(goal, cases[name].name, 1e6 * 128 / result.rate, base, "us", relu.ratio(result), 1.25, ceiling=True)
@@ -135,12 +136,12 @@ def activation_rows(rounds: int, seconds: float, mnist: str | None) -> list[Row]
     ]
 
 
-def overhead_rows(rounds: int, seconds: float) -> list[Row]:
+def overhead_rows(options: Options) -> list[Row]:
     """Python's part: what a step costs when the arithmetic costs nothing, and what a further layer adds."""
     cases = (TINY, TINY_DEEP)
     ours, deep, by_hand, deep_by_hand = (
         1e6 / result.rate
-        for result in race([(name, case) for name in ("ours", "hand-written") for case in cases], rounds, seconds)
+        for result in race([(name, case) for name in ("ours", "hand-written") for case in cases], options)
     )
     layers = len(TINY_DEEP.sizes) - len(TINY.sizes)
     more, more_by_hand = (deep - ours) / layers, (deep_by_hand - by_hand) / layers
@@ -151,13 +152,13 @@ def overhead_rows(rounds: int, seconds: float) -> list[Row]:
     ]
 
 
-def allocation_row(mnist: str | None) -> Row:
+def allocation_row(options: Options) -> Row:
     """The most that a step allocates after the first ones, Python's small objects included.
 
     An array of one float a row would be 4096 bytes.
     """
     case = Case(SMALL, 1024)
-    ours, by_hand = (float(_peak_of_a_step(kind(case, *rows_for(case, mnist)))) for kind in (Engine, Yardstick))
+    ours, by_hand = (float(_peak_of_a_step(kind(case, *rows_for(case, options.mnist)))) for kind in (Engine, Yardstick))
     return Row("no array allocated in a step", case.name, ours, by_hand, "bytes at most", ours, 4095, ceiling=True)
 
 

@@ -17,10 +17,27 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.contenders import CONTENDERS, Array, Case, hold_to_threads
+from benchmarks.contenders import CONTENDERS, Array, Case, Contender, hold_to_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long to measure, by which clock, and on what.
+
+    `clock`: wall, or process, the processor time of the contender, which other work on the machine does not add to and
+    which means nothing for several threads. `mnist`: the folder of its files, or None for made-up rows.
+    """
+
+    rounds: int = 7
+    seconds: float = 0.3
+    clock: str = "wall"
+    mnist: str | None = None
+
+
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 
 @dataclass
@@ -44,10 +61,10 @@ class Result:
 class Process:
     """A contender in its process."""
 
-    def __init__(self, name: str, case: Case, seconds: float, mnist: str | None) -> None:
+    def __init__(self, name: str, case: Case, options: Options) -> None:
         self.result = Result(name)
         environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(case.threads))
-        task = json.dumps({"name": name, "case": asdict(case), "seconds": seconds, "mnist": mnist})
+        task = json.dumps({"name": name, "case": asdict(case), "options": asdict(options)})
         command = [sys.executable, "-m", "benchmarks.race", task]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -81,12 +98,10 @@ class Process:
         return answer
 
 
-def race(
-    entries: Sequence[tuple[str, Case]], rounds: int, seconds: float = 0.3, mnist: str | None = None
-) -> list[Result]:
-    """`rounds` turns of each entry, `seconds` each, in turn forwards and backwards; results in the order of entries."""
-    processes = [Process(name, case, seconds, mnist) for name, case in entries]
-    for turn in range(rounds):
+def race(entries: Sequence[tuple[str, Case]], options: Options) -> list[Result]:
+    """The entries' results, in their order, after rounds that go forwards and backwards through them in turn."""
+    processes = [Process(name, case, options) for name, case in entries]
+    for turn in range(options.rounds):
         for process in processes if turn % 2 == 0 else reversed(processes):
             process.turn()
     for process in processes:
@@ -114,28 +129,30 @@ def main(task: str) -> None:
     """The process of one contender: a line when ready, and one for each line that it is sent."""
     described = json.loads(task)
     case = Case(**described["case"] | {"sizes": tuple(described["case"]["sizes"])})
+    options, name = Options(**described["options"]), described["name"]
+    clock = CLOCKS[options.clock]
     hold_to_threads(case.threads)
     try:
-        contender = CONTENDERS[described["name"]](case, *rows_for(case, described["mnist"]))
-        steps = _steps_within(contender, described["seconds"])
+        contender = CONTENDERS[name](case, *rows_for(case, options.mnist))
+        steps = _steps_within(contender, options.seconds)
     except ImportError as error:
         print(json.dumps({"missing": f"{error.name} is not installed"}), flush=True)
         return
     print(json.dumps({"steps": steps}), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start = clock()
         examples = contender.run(steps)
-        print(json.dumps({"examples": examples, "seconds": time.perf_counter() - start}), flush=True)
+        print(json.dumps({"examples": examples, "seconds": clock() - start}), flush=True)
 
 
-def _steps_within(contender: Any, seconds: float) -> int:
-    """How many steps take about `seconds`, after a warm-up in which everything is compiled."""
+def _steps_within(contender: Contender, seconds: float) -> int:
+    """How many steps take about `seconds` of processor time, after a warm-up in which everything is compiled."""
     contender.run(3)
     steps = 4
     while True:
-        start = time.perf_counter()
+        start = time.process_time()
         examples = contender.run(steps)
-        taken = time.perf_counter() - start
+        taken = (time.process_time() - start) / contender.case.threads
         if taken > seconds / 4:
             done = max(steps, examples / contender.case.batch) if examples > steps else steps
             return max(1, round(done * seconds / taken))

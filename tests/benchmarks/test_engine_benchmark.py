@@ -11,9 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 RACE = """
 import json
 from benchmarks.contenders import Case
-from benchmarks.race import race
+from benchmarks.race import Options, race
 case = Case((8, 6, 3), 16)
-for result in race([("ours", case), ("hand-written", case), ("scikit-learn", case), ("PyTorch", case)], 3, 0.01):
+names = ("ours", "hand-written", "scikit-learn", "PyTorch")
+for result in race([(name, case) for name in names], Options(3, 0.01)):
     print(json.dumps([result.name, len(result.rates), result.missing]))
 """
 ROWS = """
