@@ -87,13 +87,21 @@ def test_cross_entropy_of_extreme_logits(classes, dtype):
     np.testing.assert_array_equal(gradients["x"], expected)
 
 
-def test_squared_error_of_extreme_outputs():
-    graph = graph_of("squared_error", 2)
-    plan = Plan(graph, 1, Storage(np.float32), (), "L")
-    plan.parameters["x"].bind(np.array([[1e4, -1e4]], np.float32))
-    plan.inputs["t"].bind(np.zeros((1, 2), np.float32))
-    plan.inputs["w"].bind(np.ones(1, np.float32))
-    assert plan.forward("L") == 1e8
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("loss", "expected", "slopes"), [("squared_error", 1e8, [1e4, -1e4]), ("huber", 2e4 - 1, [1, -1])]
+)
+def test_regression_of_extreme_outputs(loss, expected, slopes, dtype):
+    tiny = np.finfo(dtype).smallest_subnormal
+    plan = Plan(graph_of(loss, 5), 1, Storage(dtype), (), "L")
+    plan.parameters["x"].bind(np.array([[1e4, -1e4, 0.0, -0.0, tiny]], dtype))
+    plan.inputs["t"].bind(np.zeros((1, 5), dtype))
+    plan.inputs["w"].bind(np.ones(1, dtype))
+    gradients = {"x": np.empty((1, 5), dtype)}
+    plan.bind_gradients(gradients)
+    assert plan.forward("L") == expected
+    plan.backward()
+    np.testing.assert_array_equal(gradients["x"], np.array([[*slopes, 0, 0, tiny]], dtype))
 
 
 @pytest.mark.parametrize("operation", [CrossEntropy(), BinaryCrossEntropy(), SquaredError(), Huber(), Softmax()])
