@@ -25,9 +25,9 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from benchmarks.service import Service
 from benchmarks.tables import TABLES, Cell, Table
 from service.client import FallLine
+from service.local_service import LocalService
 
 SEEDS = range(5)
 HELD_OUT = 0.2
@@ -103,7 +103,8 @@ def main(_: Sequence[str] = ()) -> int:
     columns = {"ours": "Fall Line", "MLP": "scikit-learn MLP", "boosting": "gradient boosting"}
     print(f"| table | rows | metric | {' | '.join(columns.values())} | ours - MLP, pairs |")
     print("|---|---|---|" + "---|" * (len(columns) + 1))
-    with tempfile.TemporaryDirectory() as folder, Service() as service, FallLine(service.url) as client:
+    with tempfile.TemporaryDirectory() as folder, LocalService() as service, FallLine(service.url) as client:
+        service.wait_until_ready()
         for name, make in TABLES.items():
             table = make()
             found: dict[str, list[float]] = {key: [] for key in columns}
