@@ -1,0 +1,136 @@
+"""How a training ends, as its controller gets to know."""
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from core.errors import DataError
+from core.optimizers import OptimizerSpec
+from worker.dataset import DatasetError
+from worker.errors import Diverged, RemoteLost, TooManyFailures
+from worker.exchange import InProcessExchange
+from worker.plan import TrainerReport, TrainingPlan
+from worker.recorder import Recorder
+from worker.trainer import OpenExchange
+from worker.trainer_host import DIVERGENCE_HINT, Run, failure_of
+
+MakePlan = Callable[..., TrainingPlan]
+
+
+def in_process(recorder: Recorder) -> OpenExchange:
+    return InProcessExchange
+
+
+def unexpected() -> None:
+    raise AssertionError("abandoned")
+
+
+def started(plan: TrainingPlan, **changes: Any) -> Run:
+    arguments = {"open_exchange": in_process, "orphan_seconds": 60.0, "abandoned": unexpected, **changes}
+    return Run(plan, attempt=3, workers=1, **arguments)
+
+
+def ended(run: Run) -> TrainerReport:
+    """The first report with an outcome."""
+    deadline = time.monotonic() + 60
+    while (report := run.poll(0)).outcome is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return report
+
+
+def test_success_comes_with_the_result_and_all_that_was_said(make_plan: MakePlan) -> None:
+    report = ended(started(make_plan()))
+    assert (report.job_id, report.attempt, report.outcome, report.failure) == ("job_1", 3, "succeeded", None)
+    assert report.result is not None
+    assert (report.first, len(report.updates)) == (1, 2 * 15 + 2 * 3 + 2)  # losses and rates, validation, test
+    assert report.metrics["test_accuracy"] == report.result.metrics["test_accuracy"]
+    assert report.progress.phase == "evaluating"
+
+
+def test_what_was_acknowledged_is_not_said_again(make_plan: MakePlan) -> None:
+    run = started(make_plan())
+    said = len(ended(run).updates)
+    report = run.poll(said - 1)
+    assert (report.first, len(report.updates)) == (said, 1)
+
+
+def test_divergence_names_step_and_shard_and_what_to_do(make_plan: MakePlan) -> None:
+    report = ended(started(make_plan(optimizer=OptimizerSpec("sgd", 1e6))))
+    assert (report.outcome, report.result) == ("failed", None)
+    failure = report.failure
+    assert failure is not None
+    assert failure.code == "diverged"
+    step, shard = failure.details["step"], failure.details["shard"]
+    assert 1 < step <= 15
+    assert shard in (0, 1, 2)
+    assert failure.details["last_good_step"] == step - 1
+    assert failure.details["hint"] == DIVERGENCE_HINT
+    assert failure.message.startswith(f"step {step}: the ")
+    assert f"shard {shard} is not finite; lower optimizer.learning_rate" in failure.message
+
+
+def test_cancelled(make_plan: MakePlan) -> None:
+    run = started(make_plan(epochs=1_000_000))
+    run.cancel()
+    report = ended(run)
+    assert (report.outcome, report.result, report.failure) == ("cancelled", None, None)
+
+
+def test_a_table_that_is_gone(make_plan: MakePlan) -> None:
+    gone = {"dataset_folder": "/nowhere", "dataset_sha256": "e" * 64}
+    report = ended(started(make_plan(data=gone)))
+    assert report.outcome == "failed"
+    assert report.failure is not None
+    assert report.failure.code == "invalid_dataset"
+    assert "/nowhere" in report.failure.message
+
+
+def lost(recorder: Recorder) -> OpenExchange:
+    def opened(*_: Any) -> Any:
+        raise RemoteLost("aggregator")
+
+    return opened
+
+
+@pytest.mark.parametrize("how", [{"orphan_seconds": 0.0}, {"open_exchange": lost}], ids=str)
+def test_one_without_anybody_left_is_abandoned_without_an_outcome(make_plan: MakePlan, how: dict[str, Any]) -> None:
+    abandoned = threading.Event()
+    run = started(make_plan(), abandoned=abandoned.set, **how)
+    assert abandoned.wait(60)
+    assert run.poll(0).outcome is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "details"),
+    [
+        (Diverged(7, None, "loss"), "diverged", {"step": 7, "shard": None, "last_good_step": 6}),
+        (TooManyFailures(31, 60.0), "worker_failures", {"failures": 31}),
+        (DatasetError("/x", "damaged"), "invalid_dataset", {}),
+        (DataError(3, "city", "?", "a number"), "invalid_dataset", {}),
+        (MemoryError(), "out_of_memory", {}),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full", {}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_failures_have_codes(error: Exception, code: str, details: dict[str, Any]) -> None:
+    failure = failure_of(error)
+    assert failure.code == code
+    assert failure.message
+    assert details.items() <= failure.details.items()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "secret path"), ZeroDivisionError("secret")], ids=str)
+def test_the_unforeseen_gets_a_number_that_the_log_carries(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        failure = failure_of(error)
+    assert failure.code == "internal"
+    assert "secret" not in failure.message
+    assert failure.details["id"] in failure.message
+    assert failure.details["id"] in caplog.text
+    assert "secret" in caplog.text
