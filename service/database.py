@@ -52,7 +52,7 @@ class Database:
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where `_begin_sqlite` says so, not where the driver guesses
-    journal = "WAL" if wal_is_safe(sqlite3.sqlite_version_info) else "TRUNCATE"
+    journal = "WAL" if wal_is_safe(sqlite3.sqlite_version_info) else "PERSIST"  # the quickest of rollback journals
     connection.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
     connection.execute(f"PRAGMA journal_mode = {journal}")
     connection.execute("PRAGMA synchronous = FULL")
@@ -71,10 +71,9 @@ def record(kind: type[T], row: Row[Any]) -> T:
     return kind(**{field.name: mapping[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
-def count_up(connection: Connection, name: str) -> int:
-    """Raise the counter `name` by one, and return it."""
+def count_up(connection: Connection, name: str) -> None:
+    """Raise the counter `name` by one."""
     connection.execute(update(counters).where(counters.c.name == name).values(value=counters.c.value + 1))
-    return read_counter(connection, name)
 
 
 def read_counter(connection: Connection, name: str) -> int:
