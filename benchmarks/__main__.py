@@ -2,7 +2,8 @@
 
 Usage: python -m benchmarks [SECTION ...] [--mnist FOLDER] [--rounds N] [--seconds S] [--clock wall|process]
 
-Sections: engine (all of them, unless some are named); accuracy, a table of its own, runs only when it is named.
+Sections: engine, distribution, time; all of them, unless some are named. accuracy, a table of its own, runs only
+when it is named.
 """
 
 import argparse
@@ -14,8 +15,8 @@ from pathlib import Path
 from benchmarks.race import CLOCKS, Options
 from benchmarks.rows import Row, table
 
-# Each is a module with `run(results, options) -> list[Row]`.
-SECTIONS = ("engine",)
+# The modules, each with `run(results, options) -> list[Row]`.
+SECTIONS = {"engine": "engine", "distribution": "distribution", "time": "latency"}
 # Modules with a `main` that prints a table of its own.
 TABLES = ("accuracy",)
 RESULTS = Path(__file__).parent / "results"
@@ -24,20 +25,20 @@ RESULTS = Path(__file__).parent / "results"
 def main(arguments: list[str]) -> int:
     """Run the sections and report; 2 on wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ours beside the peers.")
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS + TABLES))
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join((*SECTIONS, *TABLES)))
     parser.add_argument("--mnist", metavar="FOLDER", help="with MNIST's four idx files; without it, rows are made up")
     parser.add_argument("--rounds", type=int, default=7, help="turns that each contender has (7)")
     parser.add_argument("--seconds", type=float, default=0.3, help="of each turn (0.3)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="process: on a busy machine, one thread alone")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to leave the results in")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.sections if name not in SECTIONS + TABLES]
+    unknown = [name for name in options.sections if name not in (*SECTIONS, *TABLES)]
     if unknown:
-        parser.error(f"unknown section {unknown[0]!r}; known: {', '.join(SECTIONS + TABLES)}")
+        parser.error(f"unknown section {unknown[0]!r}; known: {', '.join((*SECTIONS, *TABLES))}")
     measured = Options(options.rounds, options.seconds, options.clock, options.mnist)
     rows: list[Row] = []
     for name in options.sections or SECTIONS:
-        module = importlib.import_module(f"benchmarks.{name}")
+        module = importlib.import_module(f"benchmarks.{SECTIONS.get(name, name)}")
         if name in TABLES:
             module.main()
         else:
