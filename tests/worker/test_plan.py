@@ -66,6 +66,7 @@ MESSAGES = [
         max_seconds=60.0,
         spec={"name": "x"},
     ),
+    plan.Attached("numpy", "machine", 4321),
     plan.ShardReport(1, 2, 3, 4.0, 5.0),
     plan.StepReport(1, 2, 3.0, 4.0, 5.0, 6.0),
     POINT,
