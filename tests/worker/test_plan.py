@@ -84,6 +84,7 @@ ERRORS = [
     (errors.RemoteLost("w1"), "a process of the exchange died: w1"),
     (errors.TooManyFailures(31, 60.0), "31 workers were lost within 60 s"),
     (errors.Cancelled(), ""),
+    (errors.SeatStopped(), ""),
     (errors.Orphaned(30.0), "nobody has asked about the job for 30 s"),
     (errors.TrainerLost("job_1", 2), "the trainer of job_1, attempt 2, is gone"),
     (errors.ClusterLost("no answer"), "Ray is lost: no answer"),
