@@ -45,6 +45,7 @@ def launched(grace: float, *command: str, folder: str | Path = "-") -> Iterator[
         [*LAUNCHER, str(grace), str(folder), *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        bufsize=0,  # or `select` would not see a line that was read together with the one before
         start_new_session=True,
     )
     assert process.stdin is not None
@@ -124,7 +125,7 @@ def test_kill_of_the_owner_ends_the_command(tmp_path: Path) -> None:
         "print(p.pid, flush=True)\n"
         "time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-S", "-c", owner, FAMILY], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-S", "-c", owner, FAMILY], stdout=subprocess.PIPE, bufsize=0) as process:
         pids = [int(line(process)) for _ in range(3)]
         assert all(map(alive, pids))
         process.kill()
