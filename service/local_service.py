@@ -3,6 +3,7 @@
 What the demo, the benchmarks and the system tests start. However the block ends, nothing is left running.
 """
 
+import ctypes
 import json
 import os
 import shutil
@@ -21,6 +22,12 @@ from service.errors import ServiceError
 
 START_S, END_S, READY_S = 60.0, 30.0, 180.0
 _LOOK_S = 0.05
+PR_SET_PDEATHSIG = 1
+
+
+def _end_with_owner() -> None:
+    """In the new process: SIGTERM when the thread that started it is gone, by `kill -9` too (Linux, `man 2 prctl`)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class NotStarted(ServiceError):
@@ -69,6 +76,7 @@ class LocalService:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # the terminal's Ctrl-C is its owner's, who ends it in order
+                preexec_fn=_end_with_owner,
             )
         self._wait(START_S, lambda: self._answers(ready=False))
 
