@@ -1,6 +1,7 @@
 """Small tables, ingested as the service does it, and training plans over them: for tests of whole trainings."""
 
 import csv
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,16 @@ from core.network import NetworkSpec
 from core.optimizers import OptimizerSpec
 from core.preprocessing import PreprocessingSpec
 from core.schedules import ScheduleSpec
+from service.embedded import new_token, ray_environment
 from service.ingest import ingest
 from worker.dataset import DataSpec
 from worker.plan import TrainingPlan
 
 MakePlan = Callable[..., TrainingPlan]
+
+# Ray reads its environment, the token included, when it is imported, which any test module may do first. So it is set
+# here: this process is a driver of the head that tests/system/test_cluster.py starts.
+os.environ |= {name: value for name, value in ray_environment({}, new_token()).items() if name.startswith("RAY_")}
 
 # No deadline: other work on the same machine must not fail a test.
 settings.register_profile("no_deadline", deadline=None)

@@ -261,10 +261,11 @@ class Cluster:
         self._forget(handle.crew.trainer)
 
     def pids(self, handle: TrainerHandle) -> dict[str, int]:
-        """The process of each of the job's actors, by the actor's name."""
+        """The process of each of the job's actors that live, by the actor's name."""
         described = _describe(handle.crew.trainer)
         crew = handle.crew if described is None else described[2]
-        return {name: _pid(name) for name in (crew.trainer, crew.aggregator, *crew.workers)}
+        found = {name: _pid(name) for name in (crew.trainer, crew.aggregator, *crew.workers)}
+        return {name: pid for name, pid in found.items() if pid is not None}
 
     def close(self) -> None:
         """Leave the cluster; everything there goes on."""
@@ -348,8 +349,11 @@ def _describe(trainer: str) -> tuple[str, int, Crew] | None:
     return found
 
 
-def _pid(name: str) -> int:
-    found: int = ray.get(_actor(name).__ray_call__.remote(lambda _: os.getpid()), timeout=ANSWER_S)
+def _pid(name: str) -> int | None:
+    try:
+        found: int = ray.get(_actor(name).__ray_call__.remote(lambda _: os.getpid()), timeout=ANSWER_S)
+    except (exceptions.RayActorError, exceptions.GetTimeoutError, RemoteLost):
+        return None
     return found
 
 

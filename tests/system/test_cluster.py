@@ -1,0 +1,260 @@
+"""Jobs on a real Ray: any number of workers, lost workers, trainers and aggregators, controllers that come and go."""
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.optimizers import OptimizerSpec
+from service.child import Child
+from service.embedded import own_environment, ray_environment, ray_head
+from service.launcher import parent_of
+from service.ports import LOOPBACK, free_port, listens
+from worker.cluster import AUTO, OBJECTS, Cluster, TrainerHandle
+from worker.errors import TrainerLost
+from worker.exchange import InProcessExchange
+from worker.plan import MetricPoint, TrainerEvent, TrainerReport, TrainingPlan, TrainingResult
+from worker.recorder import Recorder
+from worker.trainer import Trainer
+
+pytestmark = pytest.mark.system
+
+MakePlan = Callable[..., TrainingPlan]
+Join = Callable[..., Cluster]
+Update = MetricPoint | TrainerEvent
+SLOTS = 8
+# 36 steps an epoch: a second or more, over objects many times that.
+LONG, LONG_OVER_OBJECTS = {"batch_size": 4, "epochs": 60}, {"batch_size": 4, "epochs": 12}
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)  # polls a condition: nothing tells an outsider
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Ray head as the supervisor starts it; this process, its driver, has the same settings (tests/conftest.py)."""
+    port, environment = free_port(), ray_environment(own_environment(), os.environ["RAY_AUTH_TOKEN"])
+    folder = Path(tempfile.mkdtemp(prefix="fallline-", dir="/tmp"))
+    head = Child(ray_head(environment, port, folder, SLOTS), tmp_path_factory.mktemp("ray") / "ray.log", 0.0)
+    try:
+        wait_for(lambda: listens(LOOPBACK, port))
+        yield f"{LOOPBACK}:{port}"
+    finally:
+        head.kill()
+        head.wait(20)  # nothing of it is left then
+        assert not folder.exists()
+
+
+@pytest.fixture
+def join(address: str) -> Iterator[Join]:
+    """Joins the cluster as a controller does; what still runs at the test's end is ended."""
+    joined: list[Cluster] = []
+
+    def opened(orphan_seconds: float = 60.0, exchange: str = AUTO) -> Cluster:
+        if joined:
+            joined[-1].close()
+        joined.append(Cluster(address, orphan_seconds, exchange))
+        return joined[-1]
+
+    yield opened
+    for cluster in joined[-1:]:
+        for handle in cluster.running():
+            cluster.kill(handle)
+        cluster.close()
+
+
+@pytest.fixture
+def cluster(join: Join) -> Cluster:
+    return join()
+
+
+# On one machine AUTO is shared memory.
+each_exchange = pytest.mark.parametrize("exchange", [AUTO, OBJECTS])
+
+
+class Watch:
+    """Polls a job as a controller does, and keeps what it is told."""
+
+    def __init__(self, handle: TrainerHandle) -> None:
+        self.handle = handle
+        self.updates: list[Update] = []
+
+    def until(self, condition: Callable[[TrainerReport], Any]) -> TrainerReport:
+        """The first report that meets it."""
+        deadline = time.monotonic() + 60
+        while True:
+            report = self.handle.poll(len(self.updates))
+            assert report.first == len(self.updates) + 1
+            self.updates += report.updates
+            if condition(report):
+                return report
+            assert report.outcome is None, report.failure
+            assert time.monotonic() < deadline, report.progress
+            time.sleep(0.01)
+
+    def result(self) -> TrainingResult:
+        """Of a job that succeeds."""
+        report = self.until(lambda report: report.outcome is not None)
+        assert report.result is not None, report.failure
+        return report.result
+
+    @property
+    def points(self) -> list[tuple[str, int, float]]:
+        return points_of(self.updates)
+
+    @property
+    def events(self) -> list[TrainerEvent]:
+        return [update for update in self.updates if isinstance(update, TrainerEvent)]
+
+
+def points_of(updates: Sequence[Update]) -> list[tuple[str, int, float]]:
+    return [(update.series, update.step, update.value) for update in updates if isinstance(update, MetricPoint)]
+
+
+def in_process(plan: TrainingPlan) -> tuple[TrainingResult, list[tuple[str, int, float]]]:
+    """What the same plan gives without any other process."""
+    recorder = Recorder(workers=1)
+    result = Trainer(plan, recorder, InProcessExchange).run()
+    return result, points_of(recorder.read(0)[3])
+
+
+def gone(pids: dict[str, int]) -> bool:
+    return not any(parent_of(pid) is not None for pid in pids.values())
+
+
+@each_exchange
+def test_any_number_of_workers_ends_in_the_same_bits(join: Join, make_plan: MakePlan, exchange: str) -> None:
+    cluster = join(exchange=exchange)
+    plan = make_plan(data={"weight_column": "weight"})
+    wanted, points = in_process(plan)
+    pids: dict[int, set[int]] = {}
+    for workers in (3, 2, 1):
+        watch = Watch(cluster.start(replace(plan, job_id=f"job_{workers}"), 1, workers))
+        result = watch.result()
+        assert result.weights_sha256 == wanted.weights_sha256
+        assert (result.numerics, result.metrics, result.worker_failures) == (wanted.numerics, wanted.metrics, 0)
+        assert watch.points == points
+        pids[workers] = set(cluster.pids(watch.handle).values())
+        assert len(pids[workers]) == workers + 2
+        cluster.release(watch.handle)
+    assert pids[1] < pids[2] < pids[3]  # released actors wait for the next job
+
+
+def test_another_seed_gives_other_bits(cluster: Cluster, make_plan: MakePlan) -> None:
+    watch = Watch(cluster.start(make_plan(seed=1), 1, 2))
+    result = watch.result()
+    assert result.weights_sha256 == in_process(make_plan(seed=1))[0].weights_sha256
+    assert result.weights_sha256 != in_process(make_plan())[0].weights_sha256
+    cluster.release(watch.handle)
+
+
+@each_exchange
+def test_a_killed_worker_costs_no_bit_and_no_step(join: Join, make_plan: MakePlan, exchange: str) -> None:
+    cluster = join(exchange=exchange)
+    plan = make_plan(**LONG if exchange == AUTO else LONG_OVER_OBJECTS)
+    wanted, points = in_process(plan)
+    watch = Watch(cluster.start(plan, 1, 2))
+    killed = watch.handle.crew.workers[1]
+    pid = cluster.pids(watch.handle)[killed]
+    watch.until(lambda report: report.progress.step > 100)
+    os.kill(pid, signal.SIGKILL)
+    result = watch.result()
+    assert result.weights_sha256 == wanted.weights_sha256
+    assert result.worker_failures == 1
+    assert watch.points == points
+    (event,) = watch.events
+    assert (event.type, event.level, event.data["workers"]) == ("fault", "warning", [killed])
+    assert 100 < event.data["step"] < wanted.steps
+    assert watch.handle.poll(0).progress.workers == 2  # another has joined
+    cluster.release(watch.handle)
+    assert cluster.capacity().free_worker_slots == SLOTS
+
+
+def test_a_killed_trainer_is_lost_and_its_crew_is_ended(cluster: Cluster, make_plan: MakePlan) -> None:
+    watch = Watch(cluster.start(make_plan(**LONG), 4, 2))
+    handle = watch.handle
+    watch.until(lambda report: report.progress.step > 20)
+    os.kill(cluster.pids(handle)[handle.crew.workers[0]], signal.SIGKILL)
+    watch.until(lambda _: watch.events)
+    pids = cluster.pids(handle)
+    assert len(pids) == 4
+    assert not pids.keys() <= {handle.crew.trainer, handle.crew.aggregator, *handle.crew.workers}  # a recruit
+    os.kill(pids[handle.crew.trainer], signal.SIGKILL)
+    with pytest.raises(TrainerLost) as lost:
+        watch.result()
+    assert (lost.value.job_id, lost.value.attempt) == ("job_1", 4)
+    cluster.kill(handle)
+    wait_for(lambda: gone(pids))
+    assert cluster.running() == []
+    assert cluster.capacity().free_worker_slots == SLOTS
+
+
+def test_a_trainer_that_has_lost_its_aggregator_is_lost_too(join: Join, make_plan: MakePlan) -> None:
+    """There is nothing to go on with; another attempt begins anew."""
+    cluster = join(exchange=OBJECTS)
+    watch = Watch(cluster.start(make_plan(**LONG), 1, 2))
+    watch.until(lambda report: report.progress.step > 20)
+    pids = cluster.pids(watch.handle)
+    os.kill(pids[watch.handle.crew.aggregator], signal.SIGKILL)
+    with pytest.raises(TrainerLost):
+        watch.result()
+    cluster.kill(watch.handle)
+    wait_for(lambda: gone(pids))
+
+
+def test_another_controller_finds_the_job_again(join: Join, make_plan: MakePlan) -> None:
+    plan = make_plan(**LONG)
+    wanted, points = in_process(plan)
+    cluster = join()
+    watch = Watch(cluster.start(plan, 2, 2))
+    watch.until(lambda report: report.progress.step > 20)
+    pids = cluster.pids(watch.handle)
+    cluster = join()  # the first one has left
+    (found,) = cluster.running()
+    assert (found.job_id, found.attempt, found.crew) == ("job_1", 2, watch.handle.crew)
+    assert cluster.pids(found) == pids
+    assert cluster.capacity().free_worker_slots == SLOTS - 2
+    watch.handle = found
+    assert watch.result().weights_sha256 == wanted.weights_sha256
+    assert watch.points == points
+    cluster.release(found)
+    assert cluster.capacity().free_worker_slots == SLOTS
+    assert cluster.running() == []
+
+
+def test_a_job_that_nobody_asks_about_ends_with_its_crew(join: Join, make_plan: MakePlan) -> None:
+    cluster = join(orphan_seconds=0.5)
+    watch = Watch(cluster.start(make_plan(**LONG | {"epochs": 10_000}), 1, 2))
+    watch.until(lambda report: report.progress.step > 20)
+    pids = cluster.pids(watch.handle)
+    wait_for(lambda: gone(pids))
+    with pytest.raises(TrainerLost):
+        watch.handle.poll(0)
+
+
+def test_failures_and_cancellation_cross_the_processes(cluster: Cluster, make_plan: MakePlan) -> None:
+    diverging = Watch(cluster.start(make_plan(optimizer=OptimizerSpec("sgd", 1e6)), 1, 2))
+    failure = diverging.until(lambda report: report.outcome == "failed").failure
+    assert failure is not None
+    assert (failure.code, failure.details["shard"] in (0, 1, 2)) == ("diverged", True)
+    cluster.release(diverging.handle)
+    endless = Watch(cluster.start(make_plan(**LONG | {"epochs": 10_000}), 1, 2))
+    endless.until(lambda report: report.progress.step > 20)
+    endless.handle.cancel()
+    endless.until(lambda report: report.outcome == "cancelled")
+    pids = cluster.pids(endless.handle)
+    cluster.release(endless.handle)
+    after = Watch(cluster.start(make_plan(), 1, 2))
+    assert after.result().weights_sha256 == in_process(make_plan())[0].weights_sha256
+    assert cluster.pids(after.handle) == pids
+    cluster.release(after.handle)
