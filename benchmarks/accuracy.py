@@ -24,6 +24,7 @@ from sklearn.multioutput import MultiOutputRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from threadpoolctl import threadpool_limits
 
 from benchmarks.tables import TABLES, Cell, Table
 from service.client import FallLine
@@ -90,7 +91,8 @@ def peers(table: Table, seed: int) -> dict[str, float]:
         mlp, boosting = MLPRegressor(random_state=seed), HistGradientBoostingRegressor(random_state=seed)
         boosting = boosting if single else MultiOutputRegressor(boosting)
     scores = {}
-    with warnings.catch_warnings():
+    # One thread: nothing is timed here, and trees on busy cores wait for each other without end.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")  # the default MLP says that it has not converged; its users see that too
         for name, pipeline in (("MLP", make_pipeline(scaling, mlp)), ("boosting", make_pipeline(trees, boosting))):
             pipeline.fit(x.iloc[learn], y_learn)

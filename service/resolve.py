@@ -18,6 +18,8 @@ from service.schemas import JobSpec
 _FLOAT_BYTES = 4
 _OTHER_VECTORS = 3  # two of parameters, one of the best ones
 
+FEW_ROWS = 1000
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -53,11 +55,18 @@ def resolve(spec: JobSpec, dataset: dict[str, Any], limits: Limits) -> Resolved:
 def _layers(spec: JobSpec, data: ResolvedData, limits: Limits) -> list[dict[str, Any]]:
     """One row a layer, for networks of any size: nothing is allocated."""
     hidden = tuple(spec.network.hidden)
-    layers = summary(NetworkSpec(data.width, data.outputs, hidden, spec.network.activation, loss=data.loss))
+    layers = summary(NetworkSpec(data.width, data.outputs, hidden, _activation(spec, data), loss=data.loss))
     parameters = sum(layer["parameters"] for layer in layers)
     if parameters > limits.max_parameters:
         raise SpecError("network.hidden", f"{parameters:,} parameters; at most {limits.max_parameters:,} are allowed")
     return layers
+
+
+def _activation(spec: JobSpec, data: ResolvedData) -> str:
+    """Auto: tanh for few rows, whose functions are smooth as far as they can be known (docs/decisions/0004)."""
+    if spec.network.activation == AUTO:
+        return "tanh" if data.train < FEW_ROWS else "relu"
+    return spec.network.activation
 
 
 def _check_workers(spec: JobSpec, limits: Limits) -> None:
@@ -70,7 +79,7 @@ def _check_workers(spec: JobSpec, limits: Limits) -> None:
 def _resolved(spec: JobSpec, dataset: dict[str, Any], data: ResolvedData, training: ResolvedTraining) -> dict[str, Any]:
     name = spec.name or dataset["name"]
     model = None if spec.model is None else {"name": spec.model.name or name, "deploy": spec.model.deploy}
-    resolved = spec.model_dump() | {
+    resolved = spec.model_dump(exclude={"features"}) | {
         "dataset": dataset["id"],
         "name": name,
         "target": data.targets if isinstance(spec.target, list) else data.targets[0],
@@ -82,8 +91,9 @@ def _resolved(spec: JobSpec, dataset: dict[str, Any], data: ResolvedData, traini
         "model": model,
         "experiment": spec.experiment or (model["name"] if model else name),
     }
+    activation = resolved["network"]["activation"] = _activation(spec, data)
     if spec.network.initializer == AUTO:
-        resolved["network"]["initializer"] = "he" if spec.network.activation == "relu" else "glorot"
+        resolved["network"]["initializer"] = "he" if activation == "relu" else "glorot"
     resolved["training"] |= {
         "epochs": training.epochs,
         "batch_size": training.batch_size,

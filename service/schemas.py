@@ -44,7 +44,7 @@ class Network(Section):
     """The network between features and targets."""
 
     hidden: Annotated[list[Annotated[int, *whole(1)]], Field(max_length=100)] = [256, 128]
-    activation: Annotated[str, *choice(*ACTIVATIONS, later=LATER_ACTIVATIONS)] = "relu"
+    activation: Annotated[str, *choice(AUTO, *ACTIVATIONS, later=LATER_ACTIVATIONS)] = AUTO
     dropout: Annotated[float, *only(0.0, "dropout")] = 0.0
     initializer: Annotated[str, *choice(AUTO, "glorot", "he", later=("lecun", "orthogonal"))] = AUTO
     layers: Annotated[None, *only(None, "layers in full")] = None

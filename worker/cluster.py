@@ -33,6 +33,7 @@ NAMESPACE = "fallline"
 SLOT = "worker_slots"
 AUTO, OBJECTS = "auto", "objects"  # exchanges
 ANSWER_S = 10.0  # an idle actor that does not answer within this is taken for dead, and killed
+START_S = 60.0  # a new one may take this long
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,9 @@ class TrainerHandle:
         """Ask the job to end; its outcome will be `cancelled`, or another that came before."""
         self._call("cancel")
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any, timeout: float = ANSWER_S) -> Any:
         try:
-            return ray.get(getattr(_actor(self.crew.trainer), method).remote(*arguments), timeout=ANSWER_S)
+            return ray.get(getattr(_actor(self.crew.trainer), method).remote(*arguments), timeout=timeout)
         except (exceptions.RayActorError, RemoteLost) as error:
             raise TrainerLost(self.job_id, self.attempt) from error
         except exceptions.GetTimeoutError as error:
@@ -226,7 +227,7 @@ class Cluster:
         self._busy[crew.trainer] = crew
         handle = TrainerHandle(plan.job_id, attempt, crew)
         try:
-            handle._call("start", plan, attempt, crew, self._orphan_seconds, self._exchange)
+            handle._call("start", plan, attempt, crew, self._orphan_seconds, self._exchange, timeout=START_S)
         except TrainerLost:
             self.kill(handle)
             raise

@@ -150,6 +150,8 @@ def test_schedule_and_initializer() -> None:
     assert resolved(schedule="constant").spec["schedule"] == {"name": "constant", "warmup": 0.0}
     for activation, initializer in (("relu", "he"), ("tanh", "glorot"), ("sigmoid", "glorot")):
         assert resolved(network={"activation": activation}).spec["network"]["initializer"] == initializer
+    for rows, activation in ((100, "tanh"), (1249, "tanh"), (1250, "relu"), (10_000, "relu")):  # a fifth validates
+        assert resolved(dataset(rows), target="sold").spec["network"]["activation"] == activation
     assert resolved(network={"initializer": "glorot"}).spec["network"]["initializer"] == "glorot"
 
 

@@ -37,7 +37,7 @@ def test_dataset_and_target_suffice_and_the_rest_is_the_contracts() -> None:
         "preprocessing": {"numeric": "standardize", "missing": "mean", "categorical": "one_hot", "unseen": "ignore"},
         "network": {
             "hidden": [256, 128],
-            "activation": "relu",
+            "activation": "auto",
             "dropout": 0.0,
             "initializer": "auto",
             "layers": None,
