@@ -160,13 +160,6 @@ class Site:
         crew.admit(wait=True)
         return ObjectExchange(self.plan, SEED, crew, self.aggregator, self.transport, lambda: self.now)
 
-    def train(self) -> str:
-        """Opens, runs STEPS steps in chunks; the weights' hash."""
-        exchange = self.open()
-        for count in (1, STEPS - 3, 2):
-            exchange.run_steps(count)
-        return weights_sha256(exchange.parameters())
-
 
 @pytest.fixture
 def site() -> type[Site]:
