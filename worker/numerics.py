@@ -17,11 +17,18 @@ from threadpoolctl import threadpool_info, threadpool_limits
 @cache
 def fingerprint() -> str:
     """`numpy-<version>/<blas>-<version>-<kernel>/<16 hex digits>`, of this process."""
-    blas: dict[str, Any] = next((info for info in threadpool_info() if info["user_api"] == "blas"), {})
+    blas = _numpys_blas()
     kernel = f"{blas.get('internal_api')}-{blas.get('version')}-{blas.get('architecture')}"
     # With one thread, whatever the process's job has: the threads are part of the plan, not of the build.
     with threadpool_limits(1, user_api="blas"):
         return f"numpy-{np.__version__}/{kernel}/{_digest()}"
+
+
+def _numpys_blas() -> dict[str, Any]:
+    """The library that NumPy's wheel brings; SciPy's brings another, which a process may have loaded as well."""
+    loaded = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    ours = [info for info in loaded if Path(info["filepath"]).parent.name == "numpy.libs"]
+    return next(iter(ours or loaded), {})
 
 
 def _digest() -> str:
