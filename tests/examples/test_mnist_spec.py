@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from ruamel.yaml import YAML
 
 from service.resolve import Limits, resolve
@@ -19,7 +18,6 @@ def dataset():
     return {"id": "ds_1", "name": "mnist", "rows": 70000, "columns": [row, label, *pixels]}
 
 
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of {exclude: [...]}, whose dump is right
 def test_mnist_spec():
     spec = JobSpec.model_validate(YAML(typ="safe").load(SPEC))
     plan = resolve(spec, dataset(), Limits(max_parameters=10**9, worker_slots=16)).plan
