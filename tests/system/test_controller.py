@@ -27,7 +27,8 @@ pytestmark = pytest.mark.system
 SPEC: dict[str, Any] = {
     "dataset": "points",
     "target": "kind",
-    "training": {"epochs": 25, "batch_size": 128, "early_stopping": None},
+    # Long enough that a fault comes while it trains: some seconds.
+    "training": {"epochs": 400, "batch_size": 128, "early_stopping": None, "log_every_steps": 40},
     "distribution": {"workers": 2, "shards": 2},
 }
 SLOTS = 3

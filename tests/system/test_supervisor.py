@@ -24,7 +24,8 @@ pytestmark = pytest.mark.system
 SPEC = {
     "dataset": "points",
     "target": "kind",
-    "training": {"epochs": 60, "batch_size": 128, "early_stopping": None},
+    # Long enough that a fault comes while it trains: some seconds.
+    "training": {"epochs": 600, "batch_size": 128, "early_stopping": None, "log_every_steps": 40},
     "distribution": {"workers": 2, "shards": 2},
     "model": {"name": "points", "deploy": "always"},
 }
