@@ -34,6 +34,7 @@ SLOT = "worker_slots"
 AUTO, OBJECTS = "auto", "objects"  # exchanges
 ANSWER_S = 10.0  # an idle actor that does not answer within this is taken for dead, and killed
 START_S = 60.0  # a new one may take this long
+HEALTH = "health"  # an actor's second thread: answers who asks whether the process is alive, whatever the first does
 
 
 @dataclass(frozen=True)
@@ -319,10 +320,11 @@ def _create(name: str) -> None:
     """A detached actor of the class that `name` begins with. It may still be starting."""
     kind = {kind.__name__: kind for kind in (TrainerHost, ParameterAggregator, GradientWorker)}[name.split("-")[0]]
     resources = {SLOT: 1} if kind is GradientWorker else {}
-    # A worker serves in its seat for as long as a job lasts; a second thread answers who asks whether it is alive.
-    concurrency = 2 if kind is GradientWorker else 1
     options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0, "resources": resources}
-    ray.remote(kind).options(max_restarts=0, max_task_retries=0, max_concurrency=concurrency, **options).remote()
+    # Calls run one at a time, in their order: they share the job's buffers. So max_concurrency stays 1, and the second
+    # thread has a group of its own: a worker serves in its seat for as long as a job lasts.
+    actor = ray.remote(concurrency_groups={HEALTH: 1})(kind)
+    actor.options(max_restarts=0, max_task_retries=0, **options).remote()
 
 
 def _actor(name: str) -> Any:
@@ -335,7 +337,7 @@ def _actor(name: str) -> Any:
 def _answers(name: str) -> bool:
     """Whether the actor is there and answers; one that does not is killed, if it was not gone before."""
     try:
-        ray.get(_actor(name).__ray_ready__.remote(), timeout=ANSWER_S)
+        ray.get(_actor(name).__ray_ready__.options(concurrency_group=HEALTH).remote(), timeout=ANSWER_S)
     except (exceptions.GetTimeoutError, exceptions.RayActorError, RemoteLost):
         _kill(name)
         return False
@@ -352,7 +354,8 @@ def _describe(trainer: str) -> tuple[str, int, Crew] | None:
 
 def _pid(name: str) -> int | None:
     try:
-        found: int = ray.get(_actor(name).__ray_call__.remote(lambda _: os.getpid()), timeout=ANSWER_S)
+        call = _actor(name).__ray_call__.options(concurrency_group=HEALTH)
+        found: int = ray.get(call.remote(lambda _: os.getpid()), timeout=ANSWER_S)
     except (exceptions.RayActorError, exceptions.GetTimeoutError, RemoteLost):
         return None
     return found

@@ -16,7 +16,7 @@ from service.child import Child
 from service.embedded import own_environment, ray_environment, ray_head
 from service.launcher import parent_of
 from service.ports import LOOPBACK, free_port, listens
-from worker.cluster import AUTO, OBJECTS, Cluster, TrainerHandle
+from worker.cluster import AUTO, HEALTH, OBJECTS, Cluster, RayTransport, TrainerHandle
 from worker.errors import TrainerLost
 from worker.exchange import InProcessExchange
 from worker.plan import MetricPoint, TrainerEvent, TrainerReport, TrainingPlan, TrainingResult
@@ -178,6 +178,31 @@ def test_a_killed_worker_costs_no_bit_and_no_step(join: Join, make_plan: MakePla
     assert watch.handle.poll(0).progress.workers == 2  # another has joined
     cluster.release(watch.handle)
     assert cluster.capacity().free_worker_slots == SLOTS
+
+
+def test_a_worker_does_one_call_at_a_time_and_answers_meanwhile(cluster: Cluster) -> None:
+    """Two would compute in the same buffers: when another worker dies in the midst of an evaluation, say."""
+
+    def stay(worker: Any) -> list[str]:
+        worker.log = [*getattr(worker, "log", []), "in"]
+        while not getattr(worker, "may_leave", False):
+            time.sleep(0.01)  # polls a condition
+        worker.log.append("out")
+        return list(worker.log)
+
+    def let_leave(worker: Any) -> None:
+        worker.may_leave = True
+
+    transport = RayTransport([])
+    worker = transport.recruit()
+    try:
+        calls = [worker.call("__ray_call__", stay) for _ in range(2)]
+        assert transport.is_alive(worker)
+        assert not transport.is_ready(calls[0])
+        transport.get([worker.handle.__ray_call__.options(concurrency_group=HEALTH).remote(let_leave)])
+        assert transport.get(calls) == [["in", "out"], ["in", "out", "in", "out"]]
+    finally:
+        transport.dismiss(worker)
 
 
 def test_a_killed_trainer_is_lost_and_its_crew_is_ended(cluster: Cluster, make_plan: MakePlan) -> None:
