@@ -206,7 +206,7 @@ def test_a_worker_does_one_call_at_a_time_and_answers_meanwhile(cluster: Cluster
 
 
 def test_a_killed_trainer_is_lost_and_its_crew_is_ended(cluster: Cluster, make_plan: MakePlan) -> None:
-    watch = Watch(cluster.start(make_plan(**LONG), 4, 2))
+    watch = Watch(cluster.start(make_plan(**LONG | {"epochs": 10_000}), 4, 2))
     handle = watch.handle
     watch.until(lambda report: report.progress.step > 20)
     os.kill(cluster.pids(handle)[handle.crew.workers[0]], signal.SIGKILL)
