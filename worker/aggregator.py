@@ -54,8 +54,13 @@ class ParameterAggregator:
         self.committed = 0
 
     def parameters(self, which: str = "current") -> Array:
-        """The committed parameters ("current") or the kept ones ("best"), (P,): read them before the next step."""
-        return self._best if which == "best" else self._buffers[self.committed % 2][0]
+        """The committed parameters ("current"), those that the last step began from ("previous") or the kept ones
+        ("best"), (P,): read them before the next step. "previous" only after a step."""
+        if which == "best":
+            return self._best
+        step = self.committed - 1 if which == "previous" else self.committed
+        found: Array = self._buffers[step % 2][0]
+        return found
 
     def keep_best(self) -> None:
         """Keep the committed parameters as the best."""

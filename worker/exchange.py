@@ -41,6 +41,12 @@ class Exchange(Protocol):
     def evaluate(self, split: str, which: str = "current") -> NDArray[np.float64]:
         """The metric sums of a split, its shards' sums merged in shard order; `which`: current or best parameters."""
 
+    def diagnose(self) -> dict[str, float]:
+        """What the last committed step looks like from inside: GradientWorker.diagnose. Changes no weight.
+
+        There is a step that was committed since this exchange was opened.
+        """
+
     def keep_best(self) -> None:
         """Keep the committed parameters as the best."""
 
@@ -84,6 +90,10 @@ class InProcessExchange:
         network, parameters = self._plan.network, self._aggregator.parameters(which)
         parts = self._worker.evaluations(split, tuple(range(self._plan.shards)), parameters)
         return merge(network.loss, network.outputs, parts)
+
+    def diagnose(self) -> dict[str, float]:
+        before, after = self._aggregator.parameters("previous"), self._aggregator.parameters()
+        return self._worker.diagnose(self._aggregator.committed, before, after)
 
     def keep_best(self) -> None:
         self._aggregator.keep_best()

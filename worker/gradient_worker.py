@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from core.diagnostics import series, update_ratios
 from core.network import Network
 from worker.dataset import open_prepared
 from worker.numerics import fingerprint, machine
@@ -95,6 +96,15 @@ class GradientWorker:
     def evaluations(self, split: str, shards: tuple[int, ...], parameters: Array) -> list[NDArray[np.float64]]:
         """`evaluate` for each of `shards`."""
         return [self.evaluate(split, shard, parameters) for shard in shards]
+
+    def diagnose(self, step: int, before: Array, after: Array) -> dict[str, float]:
+        """What `step` looks like from inside, a number for each name of core.diagnostics.series.
+
+        Shard 0's part of it, which always has rows, is computed again with the parameters `before` the step (P,);
+        `after`: those that the step has led to.
+        """
+        self.gradient(step, 0, before, np.empty_like(before))
+        return series(self._network.diagnostics(), update_ratios(self._network.layout, before, after))
 
     def _rows(self, step: int, shard: int) -> Array:
         assert self._plan is not None

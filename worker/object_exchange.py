@@ -115,6 +115,16 @@ class ObjectExchange:
             except RemoteLost as error:
                 self._recover(error)
 
+    def diagnose(self) -> dict[str, float]:
+        while True:
+            try:
+                before, after = (self._aggregator.call("parameters", which) for which in ("previous", "current"))
+                call = self._crew.members[0].call("diagnose", self._committed, before, after)
+                found: dict[str, float] = self._transport.get([call])[0]
+                return found
+            except RemoteLost as error:
+                self._recover(error)
+
     def keep_best(self) -> None:
         self._transport.get([self._aggregator.call("keep_best")])
 

@@ -2,8 +2,10 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
+from worker.diagnosis import points
 from worker.plan import MetricPoint, Progress, StepReport, TrainerEvent
 
 Update = MetricPoint | TrainerEvent
@@ -25,6 +27,12 @@ class Recorder:
         with self._lock:
             self._updates.append(MetricPoint(series, step, value, time.time()))
             self._latest[series] = value
+
+    def diagnostics(self, step: int, found: Mapping[str, float]) -> None:
+        """A look inside the network, as points. Not among the latest values: those are few, for people to read."""
+        now = time.time()
+        with self._lock:
+            self._updates += [MetricPoint(name, step, value, now) for name, value in points(found).items()]
 
     def event(self, event: TrainerEvent) -> None:
         """Something for the job's events."""

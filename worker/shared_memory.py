@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from core.metrics import zero_sums
 from core.network import initial_parameters, network_graph, parameter_layout
@@ -25,7 +26,8 @@ from worker.crew import Crew, Reference, Remote, Transport
 from worker.errors import Diverged, RemoteLost, SeatStopped
 from worker.exchange import merge
 from worker.futex import SUPPORTED
-from worker.numerics import machine
+from worker.gradient_worker import GradientWorker
+from worker.numerics import fingerprint, machine
 from worker.plan import StepPlan, StepReport
 from worker.segment import COMMAND, END, EVALUATE, FAILED, FIRST_SEAT, REPORTS_KEPT, RUN, STOP, Segment, SegmentLayout
 
@@ -61,6 +63,7 @@ class SharedMemoryExchange:
         self._silence, self._heard, self._heard_at = SILENCE_S, -1, clock()
         self._serving: list[Reference] = []
         self._processes: dict[str, int] = {}  # pidfds by the worker's name
+        self._observer: GradientWorker | None = None  # made at the first look
         self._sit()
 
     @property
@@ -92,6 +95,15 @@ class SharedMemoryExchange:
         network = self._plan.network
         return merge(network.loss, network.outputs, list(self._segment.evaluations))
 
+    def diagnose(self) -> dict[str, float]:
+        """Computed by this process, while all seats wait: both parameter buffers lie before it."""
+        segment, step = self._segment, self._segment.committed
+        with threadpool_limits(self._plan.threads_per_worker, user_api="blas"):
+            if self._observer is None:
+                self._observer = GradientWorker()
+                self._observer.attach(self._plan)
+            return self._observer.diagnose(step, segment.buffers[(step - 1) % 2, 0], segment.buffers[step % 2, 0])
+
     def keep_best(self) -> None:
         self._segment.best[...] = self._current()
 
@@ -105,6 +117,7 @@ class SharedMemoryExchange:
         except (_Lost, RemoteLost):
             self._clear_seats()
         self._crew.close()
+        self._observer = None
         for descriptor in self._processes.values():
             os.close(descriptor)
         os.close(self._segment.descriptor)
@@ -249,7 +262,8 @@ def suits(plan: StepPlan, crew: Crew) -> bool:
     """Whether the members of `crew` can do `plan` in shared memory with this process."""
     here = machine()
     together = all(crew.attached[worker.name].machine == here for worker in crew.members)
-    return SUPPORTED and together and plan.optimizer.max_norm is None  # that norm goes across blocks
+    one_build = crew.numerics == fingerprint()  # this process looks inside the network, with the workers' bits
+    return SUPPORTED and together and one_build and plan.optimizer.max_norm is None  # that norm goes across blocks
 
 
 def segment_layout(plan: StepPlan, seats: int) -> SegmentLayout:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from core.metrics import metrics
 from core.model_file import Model, model_bytes
 from worker.dataset import PreparedDataset, prepare
+from worker.diagnosis import is_due
 from worker.errors import Cancelled, Diverged, Orphaned
 from worker.exchange import Exchange
 from worker.plan import StepPlan, StepReport, TrainingPlan, TrainingResult
@@ -105,6 +106,8 @@ class Trainer:
             found = self._evaluate(exchange, prepared, last.step, "current", ("validation",))
             for name, value in found.items():
                 self._recorder.point(name, last.step, value)
+            if is_due(epoch, self._plan.epochs):
+                self._recorder.diagnostics(last.step, exchange.diagnose())
             stopped = None
             if rule is not None:
                 decision = decide(rule, state, epoch, found["validation_loss"])

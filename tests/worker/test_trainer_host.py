@@ -48,7 +48,8 @@ def test_success_comes_with_the_result_and_all_that_was_said(make_plan: MakePlan
     report = ended(started(make_plan()))
     assert (report.job_id, report.attempt, report.outcome, report.failure) == ("job_1", 3, "succeeded", None)
     assert report.result is not None
-    assert (report.first, len(report.updates)) == (1, 2 * 15 + 2 * 3 + 2)  # losses and rates, validation, test
+    looks = 3 * (3 * 5 + 6)  # a layer has five figures, and its weights and biases an update ratio each
+    assert (report.first, len(report.updates)) == (1, 2 * 15 + 2 * 3 + looks + 2)  # losses, rates, validation, test
     assert report.metrics["test_accuracy"] == report.result.metrics["test_accuracy"]
     assert report.progress.phase == "evaluating"
 
