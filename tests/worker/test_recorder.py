@@ -65,6 +65,17 @@ def test_points_and_events_keep_their_order_and_points_their_time() -> None:
     assert recorder.read(4)[1] == latest  # the latest values outlive their acknowledgement
 
 
+def test_a_look_inside_becomes_points_and_leaves_the_latest_values_alone() -> None:
+    recorder = Recorder(workers=1)
+    recorder.point("train_loss", 5, 0.5)
+    recorder.diagnostics(5, {"layer1.saturation": 0.25, "layer1.bias.update_ratio": float("inf")})
+    _, latest, _, updates = recorder.read(0)
+    points = [update for update in updates if isinstance(update, MetricPoint)]
+    assert [(p.series, p.step, p.value) for p in points[1:]] == [("diagnostics/layer1.saturation", 5, 0.25)]
+    assert points[1].timestamp >= points[0].timestamp
+    assert latest == {"train_loss": 0.5}
+
+
 def test_progress_changes_field_by_field() -> None:
     recorder = Recorder(workers=2)
     recorder.progress(phase="training", steps=30)

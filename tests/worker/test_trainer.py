@@ -240,6 +240,34 @@ def test_validation_metrics_come_each_epoch_and_test_metrics_at_the_end(
         assert training.points(f"test_{name}") == [(result.steps, result.metrics[f"test_{name}"])]
 
 
+def test_it_looks_inside_the_network_at_some_epochs_ends(make_plan: MakePlan) -> None:
+    training = Training(make_plan(epochs=103))
+    result = training.run()
+    looks = [STEPS_PER_EPOCH * epoch for epoch in range(1, 104, 3)]  # every second one would be more than 50
+    for layer in ("layer1", "layer2", "layer3"):
+        for figure in ("saturation", "signal_spread", "activation_mean", "weights.update_ratio", "bias.update_ratio"):
+            assert [step for step, _ in training.points(f"diagnostics/{layer}.{figure}")] == looks
+    assert 0 < training.points("diagnostics/layer1.saturation")[-1][1] < 1
+    assert not [name for name in (*result.metrics, *training.recorder.read(0)[1]) if "/" in name]
+
+
+def test_looks_change_no_weight_and_one_that_stops_early_looks_before_its_end(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(epochs=40, optimizer=OptimizerSpec("adamw", 0.03), early_stopping=EarlyStopping(patience=3))
+    looking = Training(plan)
+    result = looking.run()
+    assert result.stopped_early == "early_stopping"
+    assert [step for step, _ in looking.points("diagnostics/layer1.saturation")] == [
+        STEPS_PER_EPOCH * epoch for epoch in range(1, result.epochs + 1)
+    ]
+    monkeypatch.setattr("worker.trainer.is_due", lambda epoch, epochs: False)
+    blind = Training(plan)
+    assert blind.run().weights_sha256 == result.weights_sha256
+    assert blind.points("diagnostics/layer1.saturation") == []
+    assert blind.points("validation_loss") == looking.points("validation_loss")
+
+
 def parameters_of(result: TrainingResult, folder: Path) -> Any:
     for name, content in result.files.items():
         (folder / name).write_bytes(content)
