@@ -124,7 +124,10 @@ class Yardstick(Contender):
 
 
 class Engine(Contender):
-    """The general engine. Its update is the service's: out of place, block by block, the committed parameters whole."""
+    """The general engine, updated out of place and block by block: the committed parameters stay whole.
+
+    The next ones are written over the gradient, and the vectors change roles: two of them, not three, share the cache.
+    """
 
     def prepare(self) -> None:
         case = self.case
@@ -132,7 +135,7 @@ class Engine(Contender):
         self.network = Network(spec, case.batch)
         self.optimizer = make_optimizer(OptimizerSpec("sgd", RATE))
         self.now = initial_parameters(spec, 0)
-        self.after, self.gradient = np.empty_like(self.now), np.empty_like(self.now)
+        self.gradient = np.empty_like(self.now)
         self.batch_features = np.empty((case.batch, case.sizes[0]), np.float32)
         self.batch_targets = np.empty(case.batch, np.int32)
         self.targets = self.targets.astype(np.int32)
@@ -140,8 +143,8 @@ class Engine(Contender):
     def step(self, rows: Array) -> None:
         self.differentiate(rows)
         for block in self.network.layout.blocks:
-            self.update(self.now[block], self.gradient[block], self.after[block])
-        self.now, self.after = self.after, self.now
+            self.update(self.now[block], self.gradient[block], self.gradient[block])
+        self.now, self.gradient = self.gradient, self.now
 
     def differentiate(self, rows: Array) -> None:
         """Gather the minibatch; the gradient of its summed loss."""
@@ -168,7 +171,7 @@ class EngineChecked(Engine):
 
     def prepare(self) -> None:
         super().prepare()
-        self.mean = np.empty_like(self.now)
+        self.after, self.mean = np.empty_like(self.now), np.empty_like(self.now)
 
     def step(self, rows: Array) -> None:
         self.differentiate(rows)

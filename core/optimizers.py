@@ -80,8 +80,8 @@ class Optimizer(ABC):
         """Write the parameters and state after `step` (counted from 1) into `out_parameters` and `out_state`.
 
         All are one-dimensional, of one length and dtype, and do not overlap (plain SGD, without momentum, weight decay
-        and l1, may write its parameters in place). `gradient` is used as scratch. Allocates nothing. What is not finite
-        passes through without a warning: check the results.
+        and l1, may write over its parameters, or over the gradient). `gradient` is used as scratch. Allocates nothing.
+        What is not finite passes through without a warning: check the results.
         """
         if self.spec.l1:
             np.sign(parameters, out=out_parameters)

@@ -142,3 +142,14 @@ def test_l1_leaves_a_weight_at_0_alone():
     optimizer, out = make_optimizer(OptimizerSpec("sgd", 0.5, l1=0.25)), np.empty(4)
     optimizer.update(1, 0.5, np.array([1.0, -1.0, 0.0, -0.0]), np.zeros(4), (), out, ())
     np.testing.assert_array_equal(out, [0.875, -0.875, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("over", ["parameters", "gradient"])
+def test_plain_sgd_may_write_over_its_parameters_or_over_the_gradient(over):
+    rng, optimizer = np.random.default_rng(0), make_optimizer(OptimizerSpec("sgd", 0.1))
+    parameters, gradient = rng.normal(size=40), rng.normal(size=40)
+    expected = np.empty(40)
+    optimizer.update(1, 0.1, parameters.copy(), gradient.copy(), (), expected, ())
+    out = parameters if over == "parameters" else gradient
+    optimizer.update(1, 0.1, parameters, gradient, (), out, ())
+    assert np.array_equal(out, expected)
