@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from .diagnostics import LayerDiagnostics, diagnose
 from .dropout import Draw, Mask
 from .errors import GraphError
+from .layer_spec import LayerSpec, NodeSpec
 from .metrics import metric_sums, zero_sums
 from .network_graph import initial_parameters, network_graph, parameter_count, parameter_layout, summary
-from .network_spec import LayerSpec, NetworkSpec, NodeSpec, blocks
+from .network_spec import NetworkSpec, blocks
 from .parameters import RecentViews
 from .plan import Plan
 from .storage import Array, Storage

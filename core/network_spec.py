@@ -6,15 +6,15 @@ graph    [{name: a, inputs: [features], units: 64}, {name: b, inputs: [a], units
           {name: c, inputs: [a, b], operation: sum, activation: relu}]: any directed acyclic graph
 """
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, ClassVar
 
 from .activations import ACTIVATIONS
 from .errors import SpecificationError
 from .initializers import INITIALIZERS
+from .layer_spec import LayerSpec, NodeSpec
 from .losses import LOSSES, Huber, Loss
 from .specification import (
     Choice,
@@ -27,81 +27,6 @@ from .specification import (
     require_whole,
 )
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-_RESERVED = ("features", "targets", "weights", "outputs", "predictions", "losses", "loss")
-OPERATIONS = ("affine", "sum", "product", "concatenate")  # of a graph's nodes
-
-
-class _Treatment(Specification):
-    """What layers and nodes have in common: what happens to their net inputs. None: as the network has it."""
-
-    optional: ClassVar[tuple[str, ...]] = ("operation", "units", "activation", "dropout", "layer_norm", "initializer")
-    activation: str | Choice | None
-    dropout: float | None
-    layer_norm: bool | None
-    initializer: str | None
-
-    def _check(self) -> None:
-        if self.activation is not None:
-            object.__setattr__(self, "activation", require_kind("activation", self.activation, ACTIVATIONS))
-        if self.dropout is not None:
-            require_number("dropout", self.dropout, least=0.0, below=1.0)
-        if self.layer_norm is not None:
-            require_flag("layer_norm", self.layer_norm)
-        if self.initializer is not None:
-            require_choice("initializer", self.initializer, ("auto", *INITIALIZERS))
-
-
-@dataclass(frozen=True)
-class LayerSpec(_Treatment):
-    """A hidden layer of `units` units."""
-
-    units: int
-    activation: str | Choice | None = None
-    dropout: float | None = None
-    layer_norm: bool | None = None
-    initializer: str | None = None
-
-    def __post_init__(self) -> None:
-        require_whole("units", self.units, 1)
-        self._check()
-
-
-@dataclass(frozen=True)
-class NodeSpec(_Treatment):
-    """A node of a graph: an operation on the values of `inputs`, which are other nodes' names or "features".
-
-    affine takes one input and has `units`; sum (of two or more) and product (of two) take inputs of one width;
-    concatenate takes any. Unless they say otherwise, only affine nodes have the network's activation, dropout and layer
-    normalization: the others have none.
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    operation: str = "affine"
-    units: int | None = None
-    activation: str | Choice | None = None
-    dropout: float | None = None
-    layer_norm: bool | None = None
-    initializer: str | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name) or self.name in _RESERVED:
-            expected = f"a letter, then letters, digits, _ and -, at most 64, and none of {', '.join(_RESERVED)}"
-            raise SpecificationError("name", self.name, expected)
-        require_choice("operation", self.operation, OPERATIONS)
-        if not isinstance(self.inputs, tuple) or not all(isinstance(name, str) for name in self.inputs):
-            raise SpecificationError("inputs", self.inputs, "a list of names")
-        fewest, most = {"affine": (1, 1), "product": (2, 2), "sum": (2, None), "concatenate": (1, None)}[self.operation]
-        if len(self.inputs) < fewest or (most is not None and len(self.inputs) > most):
-            expected = f"{'exactly' if most else 'at least'} {fewest}, which {self.operation} takes"
-            raise SpecificationError("inputs", list(self.inputs), expected)
-        if self.operation == "affine":
-            require_whole("units", self.units, 1)
-        elif self.units is not None:
-            raise SpecificationError("units", self.units, f"nothing: the inputs decide how wide a {self.operation} is")
-        self._check()
-
 
 @dataclass(frozen=True)
 class NetworkSpec(Specification):
@@ -110,7 +35,7 @@ class NetworkSpec(Specification):
     The output layer, affine, is no part of them: it follows the last layer, or the one node that no other takes.
     """
 
-    optional: ClassVar[tuple[str, ...]] = ("huber_delta", "dropout", "layer_norm", "layers", "graph")
+    optional: ClassVar[tuple[str, ...]] = ("huber_delta", "input_dropout", "dropout", "layer_norm", "layers", "graph")
 
     inputs: int
     outputs: int
@@ -120,7 +45,8 @@ class NetworkSpec(Specification):
     loss: str = "cross_entropy"
     dtype: str = "float32"
     huber_delta: float = 1.0  # beyond this error, in standardized units, the loss huber is linear
-    dropout: float = 0.0  # the rate at which units of hidden layers are silent in training
+    input_dropout: float = 0.0  # the rate at which features are silent in training
+    dropout: float = 0.0  # that of the hidden layers' units
     layer_norm: bool = False  # whether hidden layers normalize their net inputs
     layers: tuple[LayerSpec, ...] = ()
     graph: tuple[NodeSpec, ...] = ()
@@ -137,6 +63,7 @@ class NetworkSpec(Specification):
         require_choice("loss", self.loss, LOSSES)
         require_choice("dtype", self.dtype, ("float32", "float64"))
         require_number("huber_delta", self.huber_delta, above=0.0)
+        require_number("input_dropout", self.input_dropout, least=0.0, below=1.0)
         require_number("dropout", self.dropout, least=0.0, below=1.0)
         require_flag("layer_norm", self.layer_norm)
         if self.loss == "binary_cross_entropy" and self.outputs != 2:
@@ -195,7 +122,30 @@ def blocks(spec: NetworkSpec) -> tuple[Block, ...]:
         initializer=_initializer(spec.initializer, spec.activation),
         sends=last is not None,
     )
-    return (*hidden, outputs)
+    return _with_features_dropped(spec, (*hidden, outputs)) if spec.input_dropout else (*hidden, outputs)
+
+
+def _with_features_dropped(spec: NetworkSpec, layers: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The same layers over features that are silent at random: a layer before them that does nothing else."""
+    features = Block(
+        name="features.taken",
+        net="features.taken",
+        parameters="features",
+        operation="concatenate",
+        inputs=("features",),
+        width=spec.inputs,
+        units=spec.inputs,
+        activation=None,
+        dropout=spec.input_dropout,
+        layer_norm=False,
+        initializer="glorot",  # of no parameters
+        sends=False,
+    )
+
+    def over(layer: Block) -> Block:
+        return replace(layer, inputs=tuple(features.value if name == "features" else name for name in layer.inputs))
+
+    return features, *(over(layer) for layer in layers)
 
 
 def _chain(spec: NetworkSpec) -> list[Block]:

@@ -3,6 +3,7 @@ import pytest
 
 from core.dropout import Dropout, Mask
 from core.graph import Graph, Input, Node, Parameter
+from core.network import Network, NetworkSpec, NodeSpec, initial_parameters, summary
 from core.operations import Affine
 from core.storage import ROWS, Storage
 
@@ -49,3 +50,27 @@ def test_gradient(gradient_error):
     )
     arrays = {"x": RNG.normal(size=(4, 3)), "W": RNG.normal(size=(3, 3)), "b": RNG.normal(size=3)}
     assert gradient_error(graph, arrays | {"m": RNG.choice([0.0, 2.0], (4, 3))}, "L", 4) < 1e-7
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"hidden": (4,)},
+        {"graph": (NodeSpec("a", ("features",), units=3), NodeSpec("b", ("a", "features"), "concatenate"))},
+    ],
+)
+def test_input_dropout_silences_features_for_every_layer_that_takes_them_in_training_alone(layers):
+    plain, dropping = NetworkSpec(3, 2, **layers), NetworkSpec(3, 2, **layers, input_dropout=0.5)
+    parameters = initial_parameters(plain, 0)
+    np.testing.assert_array_equal(parameters, initial_parameters(dropping, 0))
+    x, y = RNG.normal(size=(8, 3)).astype(np.float32), RNG.integers(0, 2, 8).astype(np.int32)
+    dropped = x * mask_of(0.5, (1, 2, 3), layer=0, rows=8, units=3)
+    assert (dropped == 0).any()
+
+    network, expected, found = Network(dropping, 8), np.empty_like(parameters), np.empty_like(parameters)
+    loss = Network(plain, 8).loss_and_gradient(parameters, expected, dropped, y)
+    assert network.loss_and_gradient(parameters, found, x, y, draw=(1, 2, 3)) == loss
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(network.predict(parameters, x), Network(plain, 8).predict(parameters, x))
+    assert summary(dropping)[0] == {"name": "features", "shape": [3, 3], "parameters": 0, "flops": 0}
+    assert summary(dropping)[1:] == summary(plain)

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from core.errors import SpecificationError
-from core.network_spec import LayerSpec, NetworkSpec, NodeSpec, blocks
+from core.layer_spec import LayerSpec, NodeSpec
+from core.network_spec import NetworkSpec, blocks
 from core.specification import Choice
 
 RESIDUAL = (
@@ -135,6 +136,7 @@ def test_faults_of_a_graph_are_named(graph, field, words):
         ({"layers": [{"activation": "tanh"}]}, "layers[0].units"),
         ({"layers": {"units": 3}}, "layers"),
         ({"dropout": 1.0}, "dropout"),
+        ({"input_dropout": -0.1}, "input_dropout"),
         ({"layer_norm": 1}, "layer_norm"),
         ({"huber_delta": 0.0}, "huber_delta"),
         ({"loss": "binary_cross_entropy"}, "outputs"),
