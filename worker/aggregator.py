@@ -15,7 +15,7 @@ from core.optimizers import make_optimizer
 from core.schedules import learning_rate
 from worker.errors import Diverged, StepRefused
 from worker.plan import ShardReport, StepPlan, StepReport
-from worker.reduction import clip_factor, is_finite, mean_block, norm, square_sum
+from worker.reduction import clip_factor, culprit, is_finite, mean_block, norm
 
 Array = NDArray[Any]
 REPORTS_KEPT = 64  # more than any trainer chains ahead
@@ -83,8 +83,7 @@ class ParameterAggregator:
         divisor = weight or 1.0
         gradient_norm = norm([mean_block(gradients, block, divisor, self._mean[block]) for block in self._blocks])
         if not math.isfinite(gradient_norm):
-            culprit = next((k for k, g in enumerate(gradients) if not math.isfinite(square_sum(g))), None)
-            raise Diverged(step, culprit, "gradient")
+            raise Diverged(step, culprit(gradients), "gradient")
         rate = self._apply(step, clip_factor(gradient_norm, self._plan.optimizer.clip_norm))
         self.committed = step
         rows = sum(report.rows for report in reports)

@@ -6,6 +6,7 @@ blocks (core.parameters.BLOCK), and the blocks' results are combined in order.
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,34 @@ def square_sum(values: Array) -> float:
 
 
 def is_finite(values: Array) -> bool:
-    """Whether the sum of `values` is finite: not when one of them is not, nor beyond the dtype's range."""
+    """Whether all of `values` (n,) are finite, however large they are.
+
+    Their product with zeros is zero then, and not a number otherwise. A product costs less than half of a sum, which
+    could go beyond the dtype's range besides.
+    """
     with np.errstate(all="ignore"):
-        return bool(np.isfinite(values.sum()))
+        return math.isfinite(np.dot(values, _zeros(values.size, values.dtype)))
+
+
+@lru_cache(maxsize=4)
+def _zeros(size: int, dtype: np.dtype[Any]) -> Array:
+    zeros = np.zeros(size, dtype)
+    zeros.flags.writeable = False
+    return zeros
+
+
+def culprit(gradients: Iterable[Array]) -> int | None:
+    """The shard that is to blame for a mean gradient whose norm is not finite.
+
+    The first whose gradient holds what is not finite, or else whose square sum is beyond the dtype's range; None where
+    the gradients are too large only together.
+    """
+    in_order = list(gradients)
+    for is_sound in (is_finite, lambda gradient: math.isfinite(square_sum(gradient))):
+        for shard, gradient in enumerate(in_order):
+            if not is_sound(gradient):
+                return shard
+    return None
 
 
 def norm(square_sums: Iterable[float]) -> float:

@@ -20,7 +20,7 @@ from core.optimizers import make_optimizer
 from core.schedules import learning_rate
 from worker.errors import Diverged, SeatStopped
 from worker.plan import ShardReport, StepPlan
-from worker.reduction import clip_factor, is_finite, mean_block, norm
+from worker.reduction import clip_factor, culprit, is_finite, mean_block, norm
 from worker.sampling import deal
 from worker.segment import COMMAND, FAILED, PHASES, REPORTS_KEPT, RUN, STOP, Segment
 
@@ -128,8 +128,7 @@ class Seat:
         segment, plan = self._segment, self._plan
         gradient_norm = norm(segment.block_squares.tolist())
         if not math.isfinite(gradient_norm):
-            culprit = next((k for k, slot in enumerate(self._slots) if not is_finite(slot)), None)
-            raise Diverged(step, culprit, "gradient")
+            raise Diverged(step, culprit(self._slots), "gradient")
         rate = learning_rate(plan.schedule, plan.optimizer.learning_rate, step, plan.steps)
         if self._number == 0:  # before a block of its own is committed: a committed step has its report
             rows = int(segment.shard_rows.sum())

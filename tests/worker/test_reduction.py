@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.parameters import BLOCK, ParameterLayout
-from worker.reduction import clip_factor, mean_block, norm
+from worker.reduction import clip_factor, culprit, is_finite, mean_block, norm
 
 SIZE = 2 * BLOCK + 77
 BLOCKS = ParameterLayout(("w",), ((SIZE,),)).blocks
@@ -82,3 +82,37 @@ def test_clipping_bounds_the_norm_and_leaves_smaller_ones_alone(gradient_norm: f
         assert factor == 1.0
     else:
         assert gradient_norm * factor == pytest.approx(clip_norm)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("size", [1, 3, 77, BLOCK])
+def test_one_value_that_is_not_finite_is_found_anywhere(dtype: str, value: float, size: int) -> None:
+    for place in {0, size // 2, size - 1}:
+        values = np.ones(size, dtype)
+        assert is_finite(values)
+        values[place] = value
+        assert not is_finite(values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_infinities_of_both_signs_do_not_hide_each_other(dtype: str) -> None:
+    assert not is_finite(np.array([np.inf, -np.inf, 1.0], dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_largest_finite_values_are_finite(dtype: str) -> None:
+    largest = np.finfo(dtype).max
+    assert is_finite(np.full(BLOCK, largest, dtype))
+    assert is_finite(np.array([largest, -largest, np.finfo(dtype).smallest_subnormal], dtype))
+
+
+def test_the_culprit_is_the_first_shard_whose_gradient_is_not_finite() -> None:
+    gradients = slots(4)
+    assert culprit(gradients) is None
+    gradients[1][5] = 1e30  # finite, and its square is not
+    assert culprit(gradients) == 1
+    gradients[3][-1] = np.nan
+    assert culprit(gradients) == 3
+    gradients[2][0] = np.inf
+    assert culprit(gradients) == 2
