@@ -17,16 +17,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from core.metrics import zero_sums
 from core.network import initial_parameters, network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from worker.crew import Crew, Reference, Remote, Transport
+from worker.diagnosis import Observer
 from worker.errors import Diverged, RemoteLost, SeatStopped
 from worker.exchange import merge
 from worker.futex import SUPPORTED
-from worker.gradient_worker import GradientWorker
 from worker.numerics import fingerprint, machine
 from worker.plan import StepPlan, StepReport
 from worker.segment import COMMAND, END, EVALUATE, FAILED, FIRST_SEAT, REPORTS_KEPT, RUN, STOP, Segment, SegmentLayout
@@ -63,7 +62,7 @@ class SharedMemoryExchange:
         self._silence, self._heard, self._heard_at = SILENCE_S, -1, clock()
         self._serving: list[Reference] = []
         self._processes: dict[str, int] = {}  # pidfds by the worker's name
-        self._observer: GradientWorker | None = None  # made at the first look
+        self._observer: Observer | None = None  # made at the first look
         self._sit()
 
     @property
@@ -98,11 +97,9 @@ class SharedMemoryExchange:
     def diagnose(self) -> dict[str, float]:
         """Computed by this process, while all seats wait: both parameter buffers lie before it."""
         segment, step = self._segment, self._segment.committed
-        with threadpool_limits(self._plan.threads_per_worker, user_api="blas"):
-            if self._observer is None:
-                self._observer = GradientWorker()
-                self._observer.attach(self._plan)
-            return self._observer.diagnose(step, segment.buffers[(step - 1) % 2, 0], segment.buffers[step % 2, 0])
+        if self._observer is None:
+            self._observer = Observer(self._plan)
+        return self._observer.diagnose(step, segment.buffers[(step - 1) % 2, 0], segment.buffers[step % 2, 0])
 
     def keep_best(self) -> None:
         self._segment.best[...] = self._current()
@@ -117,7 +114,8 @@ class SharedMemoryExchange:
         except (_Lost, RemoteLost):
             self._clear_seats()
         self._crew.close()
-        self._observer = None
+        if self._observer is not None:
+            self._observer.close()
         for descriptor in self._processes.values():
             os.close(descriptor)
         os.close(self._segment.descriptor)

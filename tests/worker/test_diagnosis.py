@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from benchmarks.processes import Processes
 from core.diagnostics import series, update_ratios
@@ -38,13 +39,17 @@ def open_shared() -> Iterator[Callable[[StepPlan, int], tuple[SharedMemoryExchan
     with ExitStack() as stack:
 
         def opened(plan: StepPlan, workers: int) -> tuple[SharedMemoryExchange, Crew]:
-            transport = stack.enter_context(closing(Processes()))
-            events: list[TrainerEvent] = []
-            crew = Crew(plan, [transport.recruit() for _ in range(workers)], transport, events.append)
-            crew.admit(wait=True)
-            return stack.enter_context(closing(SharedMemoryExchange(plan, SEED, crew, transport))), crew
+            exchange, crew = shared(plan, workers, stack.enter_context(closing(Processes())))
+            return stack.enter_context(closing(exchange)), crew
 
         yield opened
+
+
+def shared(plan: StepPlan, workers: int, transport: Processes) -> tuple[SharedMemoryExchange, Crew]:
+    events: list[TrainerEvent] = []
+    crew = Crew(plan, [transport.recruit() for _ in range(workers)], transport, events.append)
+    crew.admit(wait=True)
+    return SharedMemoryExchange(plan, SEED, crew, transport), crew
 
 
 def looks(exchange: Exchange) -> Found:
@@ -183,6 +188,21 @@ def test_the_best_parameters_are_not_what_is_looked_at(open_shared: Any, site: A
         exchange.keep_best()
         exchange.run_steps(4)
         assert repr(exchange.diagnose()) == repr(oracle(plan)[5])
+
+
+@needs_futex
+def test_the_plans_threads_are_enforced_and_given_back(plan: StepPlan) -> None:
+    with threadpool_limits(1, user_api="blas"), closing(Processes()) as transport:
+        exchange, _ = shared(replace(plan, threads_per_worker=2), 1, transport)
+        exchange.run_steps(1)
+        exchange.diagnose()
+        assert blas_threads() == {2}
+        exchange.close()
+        assert blas_threads() == {1}
+
+
+def blas_threads() -> set[int]:
+    return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
 
 
 @needs_futex
