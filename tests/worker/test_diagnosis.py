@@ -83,12 +83,13 @@ GRAPH = (
 
 @pytest.fixture(params=["chain", "graph", "threads"])
 def each_plan(request: pytest.FixtureRequest, plan: StepPlan) -> StepPlan:
-    """A chain with weighted rows; a graph with branches, a sum, normalization and dropout, of features too; two BLAS threads."""
+    """A chain with weighted rows; a graph with branches, sum, normalization, all kinds of dropout; two BLAS threads."""
     if request.param == "threads":
         return replace(plan, threads_per_worker=2)
     if request.param == "chain":
         return plan
-    network = NetworkSpec(plan.network.inputs, plan.network.outputs, input_dropout=0.1, graph=GRAPH)  # type: ignore[arg-type]
+    graph: Any = GRAPH
+    network = NetworkSpec(plan.network.inputs, plan.network.outputs, input_dropout=0.1, graph=graph)
     return replace(plan, network=network)
 
 
