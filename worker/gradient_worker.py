@@ -13,8 +13,7 @@ from worker.dataset import open_prepared
 from worker.numerics import fingerprint, machine
 from worker.plan import Attached, ShardReport, StepPlan
 from worker.sampling import evaluation_part
-from worker.seat import Seat
-from worker.segment import Segment, SegmentLayout
+from worker.seat import Seat, Seating
 
 Array = NDArray[Any]
 _EVALUATION_ROWS = 512  # rows evaluated at a time: bounds the planned buffers
@@ -47,10 +46,10 @@ class GradientWorker:
         self._orders: dict[int, tuple[int, Array]] = {}
         return Attached(fingerprint(), machine(), os.getpid())
 
-    def take_seat(self, number: int, layout: SegmentLayout, path: str, seats: int, trainer_pid: int) -> None:
+    def take_seat(self, seating: Seating) -> None:
         """Serve in a shared-memory exchange (worker.seat) until its trainer says END."""
         assert self._plan is not None
-        Seat(self, self._plan, Segment.open(layout, path), number, seats, trainer_pid).serve()
+        Seat(self, self._plan, seating).serve()
 
     def detach(self) -> None:
         """Forget the job, and give its memory back."""

@@ -1,6 +1,7 @@
 """A worker's side of the shared-memory exchange: one seat among several, all doing the same steps together.
 
-A step has three phases, each ended by a barrier: gradients into the shards' slots; each seat's blocks reduced over all
+A step has three phases, each ended by a barrier: gradients into the shards' slots, of shards that were dealt to the
+seat or, where there are more shards than seats, claimed one by one (worker.claims); each seat's blocks reduced over all
 slots in shard order, with their square sums; the optimizer applied to each seat's blocks, out of place, into the other
 buffer. A block's step word is set once its new parameters are written: a step is committed when all are at it. Every
 seat computes loss, norm and learning rate of the whole step from the same words, and so comes to the same decisions.
@@ -10,6 +11,8 @@ import math
 import os
 import select
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,14 +21,17 @@ from numpy.typing import NDArray
 from core.network import network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from core.schedules import learning_rate
-from worker.errors import Diverged, SeatStopped
+from worker.claims import EVALUATION, Claims, is_slow, is_worth
+from worker.errors import Diverged, SeatStopped, ShardMissing
 from worker.plan import ShardReport, StepPlan
 from worker.reduction import clip_factor, culprit, is_finite, mean_block, norm
 from worker.sampling import deal
-from worker.segment import COMMAND, FAILED, PHASES, REPORTS_KEPT, RUN, STOP, Segment
+from worker.segment import COMMAND, FAILED, PHASES, REPORTS_KEPT, RUN, STOP, Segment, SegmentLayout
 
 Array = NDArray[Any]
 LOOK_AT_TRAINER_S = 1.0
+_SMOOTHING = 0.3  # of a seat's seconds a shard, from step to step
+_FORGETTING = 0.98  # a step: who is too slow to claim anything tries again some day
 _SPLITS = ("train", "validation", "test")
 
 
@@ -39,12 +45,23 @@ class Computes(Protocol):
         """The metric sums of the shard's rows of `split`."""
 
 
-class Seat:
-    """Seat `number` of `seats`, held by an attached worker. `serve` returns when the trainer says END."""
+@dataclass(frozen=True)
+class Seating:
+    """Which seat: `number` of `seats` in the `segment` and at the `claims` (None: shards are dealt) at these paths."""
 
-    def __init__(
-        self, worker: Computes, plan: StepPlan, segment: Segment, number: int, seats: int, trainer_pid: int
-    ) -> None:
+    number: int
+    seats: int
+    layout: SegmentLayout
+    segment: str
+    claims: str | None
+    trainer_pid: int
+
+
+class Seat:
+    """A seat, held by an attached worker. `serve` returns when the trainer says END."""
+
+    def __init__(self, worker: Computes, plan: StepPlan, seating: Seating) -> None:
+        segment, number, seats = Segment.open(seating.layout, seating.segment), seating.number, seating.seats
         self._worker, self._plan, self._segment = worker, plan, segment
         self._number, self._seats = number, seats
         self._spin = seats <= len(os.sched_getaffinity(0))
@@ -56,7 +73,9 @@ class Seat:
         self._means = [np.empty(block.stop - block.start, dtype) for _, block in self._blocks]
         self._slots = list(segment.slots)
         self._parameters = [buffer[0] for buffer in segment.buffers]
-        self._trainer = os.pidfd_open(trainer_pid)
+        self._claims = None if seating.claims is None else Claims(seating.claims)
+        self._claimed, self._spent = 0, 0.0  # shards, and seconds for them, in the last step
+        self._trainer = os.pidfd_open(seating.trainer_pid)
         self._looked_at = time.monotonic()
 
     def serve(self) -> None:
@@ -83,12 +102,16 @@ class Seat:
             raise
         finally:
             os.close(self._trainer)
+            if self._claims is not None:
+                self._claims.close()
 
     def _run(self, target: int) -> None:
         for step in range(self._segment.committed + 1, target + 1):
             self._gradients(step)
             self._barrier(step, 1)
             weight, loss = self._totals(step)
+            if self._claims is not None:
+                self._prepare_claims(step, target)
             self._reduce(weight or 1.0)
             self._barrier(step, 2)
             self._apply(step, weight, loss)
@@ -98,7 +121,7 @@ class Seat:
 
     def _gradients(self, step: int) -> None:
         segment, parameters = self._segment, self._parameters[(step - 1) % 2]
-        for shard in self._shards:
+        for shard in self._shards_of(step):
             if segment.shard_steps[shard] == step:
                 continue  # done before a fault, by whoever had it then: the same bits
             report = self._worker.gradient(step, shard, parameters, self._slots[shard])
@@ -109,8 +132,50 @@ class Seat:
             if segment.words[STOP]:
                 raise SeatStopped
 
+    def _shards_of(self, step: int) -> Iterator[int]:
+        """The shards that are this seat's to do in `step`: those dealt to it, or those that it claims."""
+        if self._claims is None:
+            yield from self._shards
+            return
+        began, seconds = self._segment.seat_began, self._segment.seat_seconds[: self._seats].tolist()
+        slow = is_slow(self._number, seconds)
+        self._claimed, first = 0, time.monotonic()
+        began[self._number] = now = first
+        while not (slow and self._leaves_it(seconds)) and (shard := self._claims.take(step)) is not None:
+            yield shard
+            self._claimed += 1
+            began[self._number] = now = time.monotonic()
+        self._spent = now - first
+
+    def _leaves_it(self, seconds: list[float]) -> bool:
+        """Whether the others are done with all that is left before this seat would be with one shard."""
+        assert self._claims is not None
+        now, fastest = time.monotonic(), min(value for value in seconds if value)
+        began = self._segment.seat_began[: self._seats].tolist()
+        others = [
+            (each or fastest, max(since + (each or fastest) - now, 0.0))
+            for seat, (each, since) in enumerate(zip(seconds, began, strict=True))
+            if seat != self._number
+        ]
+        return not is_worth(seconds[self._number], others, self._claims.left())
+
+    def _prepare_claims(self, step: int, target: int) -> None:
+        """Between two barriers, when nobody claims: the next step's tokens, and how fast this seat was in `step`."""
+        assert self._claims is not None
+        seconds, seat = self._segment.seat_seconds, self._number
+        if self._claimed:
+            found = self._spent / self._claimed
+            seconds[seat] = seconds[seat] + _SMOOTHING * (found - seconds[seat]) if seconds[seat] else found
+        else:
+            seconds[seat] *= _FORGETTING
+        if seat == 0 and step < target:
+            self._claims.offer(step + 1, range(self._plan.shards))
+
     def _totals(self, step: int) -> tuple[float, float]:
         """Weight and loss of the whole step, from all shards in order."""
+        held = self._segment.shard_steps.tolist()
+        if held.count(step) != len(held):  # a slot of another step would do its harm unseen
+            raise ShardMissing(step, next(shard for shard, other in enumerate(held) if other != step))
         losses = self._segment.shard_losses.tolist()
         loss = 0.0
         for part in losses:
@@ -154,7 +219,7 @@ class Seat:
     def _evaluate(self, split: int, which: int) -> None:
         segment = self._segment
         parameters = segment.best if which else self._parameters[segment.committed % 2]
-        for shard in self._shards:
+        for shard in self._shards_of(EVALUATION):
             segment.evaluations[shard] = self._worker.evaluate(_SPLITS[split], shard, parameters)
 
     def _look(self) -> None:

@@ -8,6 +8,7 @@ with the last process that maps it, however that ended.
     reports          of the last REPORTS_KEPT steps: the fields of StepReport
     blocks           for each fixed block: the last step committed into it, and its part of the gradient's square sum
     shards           for each shard: the step its slot holds, rows, weight sum, loss sum; and its evaluation sums
+    seats            for each seat: seconds a shard, and when it began the one it is at (worker.claims)
     slots            shards x parameters: the gradient of each shard's summed loss
     buffers          2 x (1 + state vectors) x parameters: step t lives in buffer t % 2
     best             parameters of the best epoch
@@ -61,6 +62,8 @@ class SegmentLayout:
             "shard_weights": ("float64", (self.shards,)),
             "shard_losses": ("float64", (self.shards,)),
             "evaluations": ("float64", (self.shards, self.sums)),
+            "seat_seconds": ("float64", (self.seats,)),
+            "seat_began": ("float64", (self.seats,)),
             "slots": (self.dtype, (self.shards, self.parameters)),
             "buffers": (self.dtype, (2, 1 + self.state_vectors, self.parameters)),
             "best": (self.dtype, (self.parameters,)),
@@ -95,6 +98,7 @@ class Segment:
         self.block_steps, self.block_squares = arrays["block_steps"], arrays["block_squares"]
         self.shard_steps, self.shard_rows = arrays["shard_steps"], arrays["shard_rows"]
         self.shard_weights, self.shard_losses = arrays["shard_weights"], arrays["shard_losses"]
+        self.seat_seconds, self.seat_began = arrays["seat_seconds"], arrays["seat_began"]
         self.slots, self.buffers, self.best = arrays["slots"], arrays["buffers"], arrays["best"]
 
     @classmethod

@@ -4,7 +4,8 @@ Workers sit in a shared segment (`worker.segment`) and do the steps among themse
 commands, waits, and watches their processes: a pidfd tells of a death at once. It then says STOP, waits until every
 survivor has left its seat, reads from the block words which step is committed, deals the seats anew, and has the rest
 of the command done. The uncommitted step is computed from the committed buffer, which nobody has touched; shards
-whose slots were complete are not computed again.
+whose slots were complete are not computed again. Where there are more shards than seats, the seats claim them one by
+one (`worker.claims`), so that a slow worker costs no more than its own slowness.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from core.metrics import zero_sums
 from core.network import initial_parameters, network_graph, parameter_layout
 from core.optimizers import make_optimizer
+from worker.claims import EVALUATION, MOST_SHARDS, Claims
 from worker.crew import Crew, Reference, Remote, Transport
 from worker.diagnosis import Observer
 from worker.errors import Diverged, RemoteLost, SeatStopped
@@ -28,10 +30,12 @@ from worker.exchange import merge
 from worker.futex import SUPPORTED
 from worker.numerics import fingerprint, machine
 from worker.plan import StepPlan, StepReport
+from worker.seat import Seating
 from worker.segment import COMMAND, END, EVALUATE, FAILED, FIRST_SEAT, REPORTS_KEPT, RUN, STOP, Segment, SegmentLayout
 
 Array = NDArray[Any]
-STOP_S = 2.0  # who has not left its seat by then is killed
+STOP_S = 2.0  # who has not left its seat by then is killed, or later where steps take long: it is not hung, but busy
+PATIENCE = 10  # times what a step, or an evaluation, took last
 SILENCE_S = 20.0  # so long without any seat's getting on, and all are asked to leave: who hangs does not
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 
@@ -50,8 +54,9 @@ class SharedMemoryExchange:
         crew: Crew,
         transport: Transport,
         clock: Callable[[], float] = time.monotonic,
+        claiming: bool = True,
     ) -> None:
-        """`crew` has members. OSError when the segment does not fit in memory."""
+        """`crew` has members. `claiming`: False deals shards out instead. OSError when the segment does not fit."""
         self._plan, self._transport, self._clock = plan, transport, clock
         self._crew = crew
         crew.only_machine = machine()
@@ -59,6 +64,9 @@ class SharedMemoryExchange:
         initial = initial_parameters(plan.network, seed)
         self._segment.buffers[0, 0] = initial
         self._segment.best[...] = initial
+        self._claims, self._may_claim, self._is_claiming = Claims.create(), claiming, False
+        self._doing: tuple[int, int] = END, 0
+        self._seconds: dict[tuple[int, int], float] = {}  # of a step, an evaluation, the last time
         self._silence, self._heard, self._heard_at = SILENCE_S, -1, clock()
         self._serving: list[Reference] = []
         self._processes: dict[str, int] = {}  # pidfds by the worker's name
@@ -84,7 +92,7 @@ class SharedMemoryExchange:
         while self._segment.committed < target:
             until = min(self._segment.committed + REPORTS_KEPT, target)
             first = self._segment.committed + 1
-            self._command(RUN, until)
+            self._command(RUN, until, times=until - first + 1)
             rows = (self._segment.reports[step % REPORTS_KEPT] for step in range(first, until + 1))
             reports += [StepReport(int(row[0]), int(row[1]), *(float(value) for value in row[2:])) for row in rows]
         return reports
@@ -118,6 +126,7 @@ class SharedMemoryExchange:
             self._observer.close()
         for descriptor in self._processes.values():
             os.close(descriptor)
+        self._claims.close()
         os.close(self._segment.descriptor)
 
     def _current(self) -> Array:
@@ -126,11 +135,13 @@ class SharedMemoryExchange:
 
     # Commands.
 
-    def _command(self, kind: int, argument: int, which: int = 0) -> None:
+    def _command(self, kind: int, argument: int, which: int = 0, times: int = 1) -> None:
         """Have all seats do it, whoever dies meanwhile. Raises what a seat raised: Diverged, say."""
+        began = self._clock()
         while True:
             try:
                 self._give(kind, argument, which)
+                self._seconds[self._doing] = (self._clock() - began) / times
                 return
             except _Lost as error:
                 self._recover(error)
@@ -141,11 +152,21 @@ class SharedMemoryExchange:
     def _give(self, kind: int, argument: int, which: int) -> None:
         segment = self._segment
         segment.command[:3] = kind, argument, which
+        self._doing = kind, argument if kind == EVALUATE else 0
+        self._offer(kind, argument)
         self._heard, self._heard_at = -1, self._clock()
         number = segment.words[COMMAND] + 1
         segment.words.publish(COMMAND, number)
         for seat in range(len(self._serving)):
             self._wait(seat, number)
+
+    def _offer(self, kind: int, argument: int) -> None:
+        """The first claims of a command: a seat offers those of the steps after."""
+        if self._is_claiming and kind == EVALUATE:
+            self._claims.offer(EVALUATION, range(self._plan.shards))
+        elif self._is_claiming and kind == RUN and self._segment.committed < argument:
+            step, held = self._segment.committed + 1, self._segment.shard_steps.tolist()
+            self._claims.offer(step, (shard for shard, other in enumerate(held) if other != step))
 
     def _wait(self, seat: int, number: int) -> None:
         done = self._segment.done(seat)
@@ -183,8 +204,14 @@ class SharedMemoryExchange:
         for worker in members:
             if worker.name not in self._processes:
                 self._processes[worker.name] = os.pidfd_open(self._crew.attached[worker.name].pid)
-        seating = (segment.layout, segment.path, len(members), os.getpid())
-        self._serving = [worker.call("take_seat", number, *seating) for number, worker in enumerate(members)]
+        segment.seat_seconds[...] = 0.0
+        self._is_claiming = self._may_claim and 1 < len(members) < self._plan.shards <= MOST_SHARDS
+        self._claims.clear()
+        claims = self._claims.path if self._is_claiming else None
+        self._serving = [
+            worker.call("take_seat", Seating(number, len(members), segment.layout, segment.path, claims, os.getpid()))
+            for number, worker in enumerate(members)
+        ]
 
     def _stand_up(self) -> None:
         """Every member leaves its seat, in order."""
@@ -233,7 +260,7 @@ class SharedMemoryExchange:
         words[STOP] = 1
         for word in range(words.count):
             words.wake(word)
-        until = self._clock() + STOP_S
+        until = self._clock() + self._stop_seconds()
         for worker, serving in zip(self._crew.members, self._serving, strict=True):
             process = select.poll()
             process.register(self._processes[worker.name], select.POLLIN)
@@ -247,6 +274,16 @@ class SharedMemoryExchange:
             except (SeatStopped, Diverged):
                 continue
         self._serving = []
+
+    def _stop_seconds(self) -> float:
+        """How long who is asked to leave its seat may finish what it is at.
+
+        Nothing known of such a step yet: as long as silence is borne.
+        """
+        if self._doing[0] == END:
+            return STOP_S
+        known = self._seconds.get(self._doing)
+        return max(STOP_S, self._silence if known is None else PATIENCE * known)
 
     def _kill(self, worker: Remote) -> None:
         process = select.poll()
