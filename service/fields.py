@@ -9,12 +9,22 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from core.errors import SpecificationError
+from core.specification import Choice, require_kind
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,127}")
 NAME_RULE = "1 to 128 letters, digits, blanks, dots, underscores or hyphens, the first a letter or digit"
 AUTO = "auto"
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # of a class: within it, float32 holds the products with row weights
+
+
+class Section(BaseModel):
+    """A part of the spec."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def wrong(expected: str, value: Any) -> PydanticCustomError:
@@ -85,17 +95,74 @@ def number(
     return _field(check, {"type": "number", "description": expected})
 
 
-def choice(*allowed: str, later: tuple[str, ...] = ()) -> Any:
-    """One of some words; those of `later` are not supported yet."""
+def choice(*allowed: str, later: tuple[str, ...] = (), null: bool = False) -> Any:
+    """One of some words, or null where said; those of `later` are not supported yet."""
 
     def check(value: Any) -> Any:
+        if null and value is None:
+            return None
         if isinstance(value, str) and value in later:
             raise not_yet(repr(value))
         if not isinstance(value, str) or value not in allowed:
-            raise wrong(f"one of {', '.join(allowed)}", value)
+            raise wrong(f"one of {', '.join(['null'] * null + [*allowed])}", value)
         return value
 
     return _field(check, {"type": "string", "enum": list(allowed)})
+
+
+def kind(kinds: Mapping[str, type[Any]], auto: bool = False, null: bool = False) -> Any:
+    """The name of one of the engine's `kinds`, or a mapping of it with its numbers, which the engine checks."""
+    words = ["null"] * null + ["auto"] * auto + [*kinds]
+    expected = f"one of {', '.join(words)}, or a mapping of a name with its numbers"
+
+    def check(value: Any) -> Any:
+        if (auto and value == AUTO) or (null and value is None):
+            return value
+        if not isinstance(value, dict):
+            if not isinstance(value, str) or value not in kinds:
+                raise wrong(expected, value)
+            return value
+        for key, held in value.items():
+            if not isinstance(key, str):
+                raise wrong("a mapping of texts to numbers", value)
+            if key != "name" and not (isinstance(held, int | float) and _fits_float(held)):
+                raise at(key, wrong("a finite number", held), held)
+        numbers = {key: float(held) for key, held in value.items() if key != "name" and not isinstance(held, bool)}
+        try:
+            found = require_kind("", value | numbers, kinds)
+        except SpecificationError as error:
+            raise at(error.field.lstrip("."), wrong(error.expected, error.value), error.value) from error
+        return found.to_json() if isinstance(found, Choice) else found
+
+    return _field(check, {"type": ["string", "object"], "description": expected})
+
+
+def at(field: str, problem: PydanticCustomError, value: Any) -> ValidationError:
+    """The refusal of what lies under `field` of a value."""
+    return ValidationError.from_exception_data("spec", [{"type": problem, "loc": (field,), "input": value}])
+
+
+def weights_by_label() -> Any:
+    """null, balanced, or a mapping of labels to weights. YAML's numbers and booleans as labels become JSON's texts."""
+    expected = f"null, balanced, or a mapping of classes to weights, numbers of {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}"
+
+    def check(value: Any) -> Any:
+        if value is None or value == "balanced":
+            return value
+        if not isinstance(value, dict) or not value:
+            raise wrong(expected, value)
+        found: dict[str, float] = {}
+        for label, weight in value.items():
+            text = str(label).lower() if isinstance(label, bool) else str(label)
+            if not isinstance(label, str | int | float) or text in found:
+                raise wrong(expected, value)
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not is_number or not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+                raise at(text[:80], wrong(f"a number of {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}", weight), weight)
+            found[text] = float(weight)
+        return found
+
+    return _field(check, {"type": ["string", "object", "null"], "description": expected})
 
 
 def only(default: Any, what: str) -> Any:
@@ -136,12 +203,14 @@ def identifier(null: bool = False) -> Any:
     return _field(check, {"type": "string", "pattern": NAME.pattern})
 
 
-def flag() -> Any:
-    """true or false."""
+def flag(null: bool = False) -> Any:
+    """true or false, or null where said."""
 
     def check(value: Any) -> Any:
+        if null and value is None:
+            return None
         if not isinstance(value, bool):
-            raise wrong("true or false", value)
+            raise wrong("null, true or false" if null else "true or false", value)
         return value
 
     return _field(check, {"type": "boolean"})

@@ -1,12 +1,13 @@
 """A resolved spec -> the training plan that a trainer gets."""
 
-from typing import Any
-
 from core.network import NetworkSpec
 from core.optimizers import OptimizerSpec
 from core.preprocessing import PreprocessingSpec
 from core.schedules import ScheduleSpec
 from service.records import DatasetRecord, JobRecord
+from service.resolve_data import resolve_data
+from service.resolve_network import network_spec
+from service.schemas import JobSpec
 from service.settings import Settings
 from worker.dataset import DataSpec
 from worker.plan import EarlyStopping, TrainingPlan
@@ -16,6 +17,8 @@ def training_plan(job: JobRecord, dataset: DatasetRecord, settings: Settings) ->
     """What decides the job's weights, and where its data lies. The dataset is a ready one."""
     spec = job.spec
     training, distribution, split = spec["training"], spec["distribution"], spec["split"]
+    optimizer = {name: value for name, value in spec["optimizer"].items() if name != "reference_batch_size"}
+    weight = training["class_weight"]
     targets = spec["target"] if isinstance(spec["target"], list) else [spec["target"]]
     data = DataSpec(
         dataset_folder=str(settings.datasets / dataset.id),
@@ -30,12 +33,13 @@ def training_plan(job: JobRecord, dataset: DatasetRecord, settings: Settings) ->
         split_column=split["column"],
         split_seed=split["seed"],
         cache_folder=str(settings.prepared),
+        class_weight=tuple(sorted(weight.items())) if isinstance(weight, dict) else weight,
     )
     return TrainingPlan(
         job_id=job.id,
         data=data,
-        network=_network(spec, job.plan),
-        optimizer=OptimizerSpec.from_json(spec["optimizer"]),
+        network=_network(job, dataset),
+        optimizer=OptimizerSpec.from_json(optimizer),
         schedule=ScheduleSpec.from_json(spec["schedule"]),
         epochs=training["epochs"],
         batch_size=training["batch_size"],
@@ -49,15 +53,9 @@ def training_plan(job: JobRecord, dataset: DatasetRecord, settings: Settings) ->
     )
 
 
-def _network(spec: dict[str, Any], plan: dict[str, Any]) -> NetworkSpec:
+def _network(job: JobRecord, dataset: DatasetRecord) -> NetworkSpec:
     """Inputs and outputs as the dataset's summary has them; the trainer puts the prepared widths in their place."""
-    shapes = [layer["shape"] for layer in plan["layers"]]
-    return NetworkSpec(
-        inputs=shapes[0][0],
-        outputs=shapes[-1][1],
-        hidden=tuple(spec["network"]["hidden"]),
-        activation=spec["network"]["activation"],
-        initializer=spec["network"]["initializer"],
-        loss=spec["loss"],
-        dtype=spec["training"]["precision"],
-    )
+    spec = job.spec
+    summary = {"rows": dataset.rows, "columns": dataset.columns}
+    data = resolve_data(JobSpec.model_validate(spec), summary)
+    return network_spec(spec["network"], spec["loss"], spec["training"]["precision"], data.width, data.outputs)

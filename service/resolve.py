@@ -4,21 +4,20 @@ Every `auto` but the number of workers is replaced by what spec and dataset deci
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from core.network import NetworkSpec, summary
+import numpy as np
+
 from core.optimizers import make_optimizer
 from service.errors import SpecError
 from service.fields import AUTO
 from service.resolve_data import ResolvedData, resolve_data
+from service.resolve_network import ResolvedNetwork, resolve_network
 from service.resolve_training import ResolvedTraining, resolve_training
 from service.schemas import JobSpec
 
-_FLOAT_BYTES = 4
 _OTHER_VECTORS = 3  # two of parameters, one of the best ones
-
-FEW_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -45,28 +44,11 @@ def resolve(spec: JobSpec, dataset: dict[str, Any], limits: Limits) -> Resolved:
     """
     data = resolve_data(spec, dataset)
     training = resolve_training(spec, data)
-    layers = _layers(spec, data, limits)
+    network = resolve_network(spec, data, limits.max_parameters)
     _check_workers(spec, limits)
-    resolved = _resolved(spec, dataset, data, training)
-    plan = {"object": "plan", "spec": resolved} | _plan(data, training, layers)
+    resolved = _resolved(spec, dataset, data, training, network)
+    plan = {"object": "plan", "spec": resolved} | _plan(data, training, network)
     return Resolved(resolved, plan, resolved["model"]["name"] if resolved["model"] else None)
-
-
-def _layers(spec: JobSpec, data: ResolvedData, limits: Limits) -> list[dict[str, Any]]:
-    """One row a layer, for networks of any size: nothing is allocated."""
-    hidden = tuple(spec.network.hidden)
-    layers = summary(NetworkSpec(data.width, data.outputs, hidden, _activation(spec, data), loss=data.loss))
-    parameters = sum(layer["parameters"] for layer in layers)
-    if parameters > limits.max_parameters:
-        raise SpecError("network.hidden", f"{parameters:,} parameters; at most {limits.max_parameters:,} are allowed")
-    return layers
-
-
-def _activation(spec: JobSpec, data: ResolvedData) -> str:
-    """Auto: tanh for few rows, whose functions are smooth as far as they can be known (docs/decisions/0004)."""
-    if spec.network.activation == AUTO:
-        return "tanh" if data.train < FEW_ROWS else "relu"
-    return spec.network.activation
 
 
 def _check_workers(spec: JobSpec, limits: Limits) -> None:
@@ -76,7 +58,9 @@ def _check_workers(spec: JobSpec, limits: Limits) -> None:
         raise SpecError("distribution.workers", message)
 
 
-def _resolved(spec: JobSpec, dataset: dict[str, Any], data: ResolvedData, training: ResolvedTraining) -> dict[str, Any]:
+def _resolved(
+    spec: JobSpec, dataset: dict[str, Any], data: ResolvedData, training: ResolvedTraining, network: ResolvedNetwork
+) -> dict[str, Any]:
     name = spec.name or dataset["name"]
     model = None if spec.model is None else {"name": spec.model.name or name, "deploy": spec.model.deploy}
     resolved = spec.model_dump(exclude={"features"}) | {
@@ -85,39 +69,35 @@ def _resolved(spec: JobSpec, dataset: dict[str, Any], data: ResolvedData, traini
         "target": data.targets if isinstance(spec.target, list) else data.targets[0],
         "features": data.features,
         "task": data.task,
+        "network": network.section,
         "loss": data.loss,
-        "optimizer": training.optimizer.to_json(),
+        "optimizer": asdict(training.optimizer) | {"reference_batch_size": None},  # the learning rate has it in it
         "schedule": training.schedule,
         "model": model,
         "experiment": spec.experiment or (model["name"] if model else name),
     }
-    activation = resolved["network"]["activation"] = _activation(spec, data)
-    if spec.network.initializer == AUTO:
-        resolved["network"]["initializer"] = "he" if activation == "relu" else "glorot"
     resolved["training"] |= {
         "epochs": training.epochs,
         "batch_size": training.batch_size,
         "early_stopping": training.early_stopping,
         "log_every_steps": training.log_every_steps,
+        "class_weight": data.class_weight,
     }
     resolved["distribution"]["shards"] = training.shards
     return resolved
 
 
-def _plan(data: ResolvedData, training: ResolvedTraining, layers: list[dict[str, Any]]) -> dict[str, Any]:
-    parameters = sum(layer["parameters"] for layer in layers)
-    rows_a_shard = math.ceil(training.batch_size / training.shards)
-    values_a_row = data.width + 2 * sum(layer["shape"][1] for layer in layers)  # each layer's values and error signals
+def _plan(data: ResolvedData, training: ResolvedTraining, network: ResolvedNetwork) -> dict[str, Any]:
     vectors = training.shards + _OTHER_VECTORS + 2 * make_optimizer(training.optimizer).state_vectors
     return {
-        "parameters": parameters,
-        "layers": layers,
+        "parameters": network.parameters,
+        "layers": network.layers,
         "steps": training.steps,
         "rows": {"train": data.train, "validation": data.validation, "test": data.test},
-        "flops_per_step": training.batch_size * sum(layer["flops"] for layer in layers),
+        "flops_per_step": training.batch_size * network.flops,
         "memory_bytes": {
-            "worker": _FLOAT_BYTES * rows_a_shard * values_a_row,
-            "shared": _FLOAT_BYTES * parameters * vectors,
+            "worker": network.worker_bytes(math.ceil(training.batch_size / training.shards)),
+            "shared": np.dtype(network.spec.dtype).itemsize * network.parameters * vectors,
         },
         "useful_workers": training.shards,
     }

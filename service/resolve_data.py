@@ -7,6 +7,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from core.targets import class_key
 from service.errors import SpecError
 from service.fields import AUTO
 from service.schemas import Exclude, JobSpec
@@ -15,6 +16,10 @@ from worker.splits import split_sizes
 CLASSIFICATION, REGRESSION = "classification", "regression"
 MOST_CLASS_VALUES = 20  # integers of at most so many values are classes, unless the spec says otherwise
 MOST_CATEGORIES = 10_000
+LOSSES_OF = {  # the first is the default
+    CLASSIFICATION: ("cross_entropy", "binary_cross_entropy"),
+    REGRESSION: ("squared_error", "huber"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class ResolvedData:
     targets: list[str]
     features: list[str]
     task: str
-    loss: str
+    loss: str | dict[str, Any]
+    class_weight: str | dict[str, float] | None
     width: int
     outputs: int
     rows: int
@@ -41,14 +47,15 @@ def resolve_data(spec: JobSpec, dataset: dict[str, Any]) -> ResolvedData:
     _check_weights(spec, columns)
     task = _task(spec, [columns[name] for name in targets])
     outputs = _class_count(columns[targets[0]]) if task == CLASSIFICATION else len(targets)
-    loss = _loss(spec, task)
+    loss = _loss(spec, task, outputs)
+    class_weight = _class_weight(spec, columns[targets[0]], task)
     _check_split(spec, columns, task)
     rows = dataset["rows"] - max(columns[name]["missing"] for name in targets)
     train, validation, test = split_sizes(rows, spec.split.validation, spec.split.test)
     if train < 1:
         raise SpecError("split", f"no row is left to train on: {rows} rows have a target")
     width = sum(columns[name]["distinct"] if columns[name]["type"] == "text" else 1 for name in features)
-    return ResolvedData(targets, features, task, loss, width, outputs, rows, train, validation, test)
+    return ResolvedData(targets, features, task, loss, class_weight, width, outputs, rows, train, validation, test)
 
 
 def _known(param: str, name: str, columns: dict[str, Any]) -> None:
@@ -146,11 +153,50 @@ def _class_count(column: dict[str, Any]) -> int:
     return count
 
 
-def _loss(spec: JobSpec, task: str) -> str:
-    fitting = "cross_entropy" if task == CLASSIFICATION else "squared_error"
-    if spec.loss not in (AUTO, fitting):
-        raise SpecError("loss", f"{spec.loss} does not suit {task}; expected {fitting}")
-    return fitting
+def _loss(spec: JobSpec, task: str, outputs: int) -> str | dict[str, Any]:
+    fitting = LOSSES_OF[task]
+    name = loss_name(spec.loss)
+    if name == AUTO:
+        return fitting[0]
+    if name not in fitting:
+        raise SpecError("loss", f"{name} does not suit {task}; expected {' or '.join(fitting)}")
+    if name == "binary_cross_entropy" and outputs != 2:
+        raise SpecError("loss", f"{name} takes 2 classes, and the target has {outputs}; expected {fitting[0]}")
+    return spec.loss
+
+
+def loss_name(loss: str | dict[str, Any]) -> str:
+    """Of a loss as the spec has it: a name, or a mapping with its numbers."""
+    return str(loss["name"]) if isinstance(loss, dict) else loss
+
+
+def _class_weight(spec: JobSpec, column: dict[str, Any], task: str) -> str | dict[str, float] | None:
+    """By classes as JSON writes them as keys. A target of very many classes is checked when its rows are read."""
+    given, param = spec.training.class_weight, "training.class_weight"
+    if given is None:
+        return None
+    if task != CLASSIFICATION:
+        raise SpecError(param, "a regression has no classes; expected null")
+    if isinstance(given, str) or "values" not in column:
+        return given
+    known = {class_key(value): value for value in column["values"]}
+    found: dict[str, float] = {}
+    for label, weight in given.items():
+        key = label if label in known else _same_number(label, known)
+        if key is None or key in found:
+            expected = f"a class of {column['name']!r}, once: {_listed(list(known))}"
+            raise SpecError(f"{param}.{label[:80]}", f"{label[:80]!r} is none; expected {expected}")
+        found[key] = weight
+    return found
+
+
+def _same_number(label: str, known: dict[str, Any]) -> str | None:
+    """The key of the class that `label` writes in another way: 1 is 1.0."""
+    try:
+        number = float(label)
+    except ValueError:
+        return None
+    return next((k for k, v in known.items() if isinstance(v, int | float) and v is not True and v == number), None)
 
 
 def _check_split(spec: JobSpec, columns: dict[str, Any], task: str) -> None:

@@ -2,18 +2,26 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, field_validator
+from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, field_validator
 
-from service.fields import AUTO, Seed, choice, flag, identifier, number, only, text, whole, wrong
-
-ACTIVATIONS = ("relu", "sigmoid", "tanh", "identity")
-LATER_ACTIVATIONS = ("leaky_relu", "gelu", "softplus", "silu", "elu")
-
-
-class Section(BaseModel):
-    """A part of the spec."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+from core.losses import LOSSES
+from core.schedules import SCHEDULES
+from service.fields import (
+    AUTO,
+    Section,
+    Seed,
+    choice,
+    flag,
+    identifier,
+    kind,
+    number,
+    only,
+    text,
+    weights_by_label,
+    whole,
+    wrong,
+)
+from service.schemas_network import Network
 
 
 def _named(value: Any) -> Any:
@@ -40,17 +48,6 @@ class Preprocessing(Section):
     unseen: Annotated[str, *choice("ignore", "error")] = "ignore"
 
 
-class Network(Section):
-    """The network between features and targets."""
-
-    hidden: Annotated[list[Annotated[int, *whole(1)]], Field(max_length=100)] = [256, 128]
-    activation: Annotated[str, *choice(AUTO, *ACTIVATIONS, later=LATER_ACTIVATIONS)] = AUTO
-    dropout: Annotated[float, *only(0.0, "dropout")] = 0.0
-    initializer: Annotated[str, *choice(AUTO, "glorot", "he", later=("lecun", "orthogonal"))] = AUTO
-    layers: Annotated[None, *only(None, "layers in full")] = None
-    graph: Annotated[None, *only(None, "a graph of layers")] = None
-
-
 class Optimizer(Section):
     """An optimizer with its numbers; a number that is absent has the default of the optimizer named."""
 
@@ -63,15 +60,18 @@ class Optimizer(Section):
     beta2: Annotated[float, *number(0.0, below=1.0)] = 0.999
     epsilon: Annotated[float, *number(0.0, above=True)] = 1e-8
     clip_norm: Annotated[float | None, *number(0.0, above=True, null=True)] = None
+    l1: Annotated[float, *number(0.0)] = 0.0
+    max_norm: Annotated[float | None, *number(0.0, above=True, null=True)] = None
+    reference_batch_size: Annotated[int | None, *whole(1, 10_000_000, null=True)] = None
 
 
 class Schedule(Section):
     """The learning rate over the steps."""
 
-    name: Annotated[str, *choice(AUTO, "constant", "cosine", later=("step", "exponential", "inverse", "one_cycle"))] = (
-        AUTO
-    )
+    name: Annotated[str, *choice(AUTO, *SCHEDULES)] = AUTO
     warmup: Annotated[float, *number(0.0, below=1.0)] = 0.0
+    factor: Annotated[float | None, *number(0.0, above=True, below=1.0, null=True)] = None
+    every: Annotated[float | None, *number(0.0, above=True, below=1.0, null=True)] = None
 
 
 class EarlyStopping(Section):
@@ -86,12 +86,12 @@ class Training(Section):
     epochs: Annotated[int | str, *whole(1, 1_000_000, auto=True)] = AUTO
     batch_size: Annotated[int | str, *whole(1, 10_000_000, auto=True)] = AUTO
     seed: Seed = 0
-    precision: Annotated[str, *choice("float32", later=("float64", "bfloat16", "float16"))] = "float32"
+    precision: Annotated[str, *choice("float32", "float64", later=("bfloat16", "float16"))] = "float32"
     early_stopping: EarlyStopping | str | None = AUTO
     max_seconds: Annotated[float | None, *number(0.0, above=True, null=True)] = None
     checkpoint_every_seconds: Annotated[int, *only(30, "checkpoint_every_seconds")] = 30
     log_every_steps: Annotated[int | str, *whole(1, auto=True)] = AUTO
-    class_weight: Annotated[None, *only(None, "class_weight")] = None
+    class_weight: Annotated[str | dict[str, float] | None, *weights_by_label()] = None
     warm_start: Annotated[None, *only(None, "warm_start")] = None
 
     @field_validator("early_stopping", mode="wrap")
@@ -168,16 +168,16 @@ class JobSpec(Section):
     test_dataset: Annotated[None, *only(None, "test_dataset")] = None
     preprocessing: Preprocessing = Preprocessing()
     network: Network = Network()
-    loss: Annotated[str, *choice(AUTO, "cross_entropy", "squared_error", later=("binary_cross_entropy", "huber"))] = (
-        AUTO
-    )
+    loss: Annotated[str | dict[str, Any], *kind(LOSSES, auto=True)] = AUTO
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     training: Training = Training()
     distribution: Distribution = Distribution()
     model: Model | None = Model()
     experiment: Annotated[str | None, *text(null=True, longest=200)] = None
-    metadata: Annotated[dict[str, str], PlainValidator(_metadata), WithJsonSchema({"type": "object"})] = {}
+    metadata: Annotated[dict[str, str], PlainValidator(_metadata), WithJsonSchema({"type": "object"})] = Field(
+        default={}
+    )
 
     @field_validator("optimizer", "schedule", mode="before")
     @classmethod

@@ -10,17 +10,19 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from core.class_weights import balanced
 from core.columns import Column, distinct_values
 from core.errors import DataError, SpecificationError
 from core.preprocessing import Preprocessing, PreprocessingSpec
+from core.targets import class_key
 from worker.splits import Rows, Split, random_split, stratified_split, time_split
 from worker.table import DatasetError, Table, open_table
 
@@ -38,6 +40,8 @@ class DataSpec:
 
     `validation` and `test` are fractions of the rows that have a target; `split_by` is random, stratified or time (then
     `split_column` orders the rows: the newest are the test rows, those before them the validation rows).
+    `class_weight`: balanced, or pairs of a class (as a JSON key) and its weight, 1 for the others; training rows count
+    by it.
     """
 
     dataset_folder: str
@@ -50,6 +54,7 @@ class DataSpec:
     split_column: str | None
     split_seed: int
     cache_folder: str
+    class_weight: str | tuple[tuple[str, float], ...] | None = None
 
     def key(self) -> str:
         """64 hex digits: equal for equal arrays."""
@@ -60,18 +65,25 @@ class DataSpec:
             "weight_column": self.weight_column,
             "split": [self.validation, self.test, self.split_by, self.split_column, self.split_seed],
         }
+        if self.class_weight is not None:
+            matters["class_weight"] = self.class_weight
         return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedDataset:
-    """The arrays of one job, on disk. `rows` counts each split; `dropped_rows` had no target and are in none."""
+    """The arrays of one job, on disk. `rows` counts each split; `dropped_rows` had no target and are in none.
+
+    `class_weights`, in the order of the preprocessing's classes, are to be folded into the training rows' weights; they
+    are not in the arrays.
+    """
 
     folder: Path
     preprocessing: Preprocessing
     rows: dict[str, int]
     dropped_rows: int
     weighted: bool
+    class_weights: tuple[float, ...] | None = None
 
     def arrays(self, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[np.float32] | None]:
         """Features float32 (n, width), targets int32 (n,) or float32 (n, outputs), row weights float32 (n,) if any.
@@ -105,9 +117,13 @@ def prepare(spec: DataSpec) -> PreparedDataset:
         except DatasetError:
             pass  # damaged: another takes its place below
     _sweep(cache)
+    plain = None if spec.class_weight is None else prepare(replace(spec, class_weight=None))
     building = Path(tempfile.mkdtemp(prefix=f".{spec.key()[:16]}.", dir=cache))
     try:
-        _build(spec, building)
+        if plain is None:
+            _build(spec, building)
+        else:
+            _add_class_weights(spec, plain, building)
         return _publish(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -129,7 +145,11 @@ def _open(folder: Path, check_hashes: bool) -> PreparedDataset:
                 raise DatasetError(str(path), "damaged")
         preprocessing = Preprocessing.from_json(manifest["preprocessing"])
         rows = {split: int(manifest["rows"][split]) for split in SPLITS}
-        return PreparedDataset(folder, preprocessing, rows, int(manifest["dropped_rows"]), bool(manifest["weighted"]))
+        dropped, weighted = int(manifest["dropped_rows"]), bool(manifest["weighted"])
+        weights = manifest.get("class_weights")
+        return PreparedDataset(
+            folder, preprocessing, rows, dropped, weighted, None if weights is None else tuple(weights)
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SpecificationError) as error:
         raise DatasetError(str(folder), f"unreadable ({error})") from error
 
@@ -165,6 +185,31 @@ def _build(spec: DataSpec, folder: Path) -> None:
         "files": {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(folder.iterdir())},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def _add_class_weights(spec: DataSpec, plain: PreparedDataset, folder: Path) -> None:
+    """The entry `plain` again, its files linked and not copied where the file system can, with class weights."""
+    manifest = json.loads((plain.folder / MANIFEST).read_bytes())
+    for name in manifest["files"]:
+        try:
+            os.link(plain.folder / name, folder / name)
+        except OSError:
+            shutil.copyfile(plain.folder / name, folder / name)
+    weights = _class_weights(spec, plain.preprocessing.classes, plain.arrays("train")[1])
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"class_weights": weights}))
+
+
+def _class_weights(spec: DataSpec, classes: Sequence[Any] | None, targets: npt.NDArray[Any]) -> list[float]:
+    """One a class; `targets` are the class numbers of the training rows."""
+    if classes is None:
+        raise SpecificationError("training.class_weight", spec.class_weight, "null: a regression has no classes")
+    if not isinstance(spec.class_weight, tuple):
+        return [float(weight) for weight in balanced(targets, len(classes))]
+    given, keys = dict(spec.class_weight), [class_key(value) for value in classes]
+    for label in given:
+        if label not in keys:
+            raise SpecificationError("training.class_weight", label, f"one of the classes {', '.join(keys[:10])}, ...")
+    return [given.get(key, 1.0) for key in keys]
 
 
 def _rows_with_targets(table: Table, columns: Mapping[str, Column], targets: tuple[str, ...]) -> Rows:

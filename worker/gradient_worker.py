@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from core.class_weights import fold
 from core.diagnostics import series, update_ratios
 from core.network import Network
 from worker.dataset import open_prepared
@@ -39,6 +40,9 @@ class GradientWorker:
         self._network = Network(plan.network, rows)
         self._evaluator = Network(plan.network, _EVALUATION_ROWS)
         features, targets, weights = self._arrays["train"]
+        if prepared.class_weights is not None:
+            weights = fold(prepared.class_weights, targets, weights)
+            self._arrays["train"] = features, targets, weights
         target_dtype = targets.dtype if targets.dtype.kind == "i" else dtype
         self._features = np.empty((rows, *features.shape[1:]), dtype)
         self._targets = np.empty((rows, *targets.shape[1:]), target_dtype)

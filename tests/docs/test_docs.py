@@ -10,8 +10,9 @@ from pydantic import BaseModel
 
 from service.app import create_app
 from service.cli import main
+from service.fields import Section
 from service.routes.unsupported import ROUTES
-from service.schemas import JobSpec, Section
+from service.schemas import JobSpec
 from service.settings import SETTINGS, Settings
 
 ROOT = Path(__file__).parents[2]

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from core.activations import ACTIVATIONS
+from core.losses import LOSSES
 from service.bodies import validated
 from service.errors import SpecError
 from service.schemas import DeployRequest, JobSpec, first_problem
@@ -38,7 +40,9 @@ def test_dataset_and_target_suffice_and_the_rest_is_the_contracts() -> None:
         "network": {
             "hidden": [256, 128],
             "activation": "auto",
+            "input_dropout": 0.0,
             "dropout": 0.0,
+            "layer_norm": False,
             "initializer": "auto",
             "layers": None,
             "graph": None,
@@ -54,8 +58,11 @@ def test_dataset_and_target_suffice_and_the_rest_is_the_contracts() -> None:
             "beta2": 0.999,
             "epsilon": 1e-8,
             "clip_norm": None,
+            "l1": 0.0,
+            "max_norm": None,
+            "reference_batch_size": None,
         },
-        "schedule": {"name": "auto", "warmup": 0.0},
+        "schedule": {"name": "auto", "warmup": 0.0, "factor": None, "every": None},
         "training": {
             "epochs": "auto",
             "batch_size": "auto",
@@ -126,7 +133,25 @@ WRONG: list[tuple[str, Any]] = [
     ("network.activation", "sine"),
     ("network.initializer", 1),
     ("network.widths", [1]),
+    ("network.activation", ["relu"]),
+    ("network.activation", {1: 2, "name": "elu"}),
+    ("network.activation.name", "sine"),
+    ("network.input_dropout", 1.0),
+    ("network.dropout", 1.0),
+    ("network.dropout", -0.1),
+    ("network.dropout", None),
+    ("network.layer_norm", 1),
+    ("network.layer_norm", None),
+    ("network.initializer", "zeros"),
+    ("network.layers", 5),
+    ("network.layers", []),
+    ("network.layers", [5]),
+    ("network.layers", [{"units": 1}] * 101),
+    ("network.graph", {}),
+    ("network.graph", [{"name": "a", "inputs": ["features"], "units": 1}] * 201),
     ("loss", "absolute"),
+    ("loss", None),
+    ("loss.name", "absolute"),
     ("optimizer", "lion"),
     ("optimizer.name", "lion"),
     ("optimizer.learning_rate", 0),
@@ -136,8 +161,16 @@ WRONG: list[tuple[str, Any]] = [
     ("optimizer.momentum", 1.0),
     ("optimizer.nesterov", 1),
     ("optimizer.clip_norm", 0.0),
+    ("optimizer.l1", -1e-3),
+    ("optimizer.l1", None),
+    ("optimizer.max_norm", 0.0),
+    ("optimizer.reference_batch_size", 0),
+    ("optimizer.reference_batch_size", 1.5),
     ("schedule", "sawtooth"),
     ("schedule.warmup", 1.5),
+    ("schedule.factor", 0.0),
+    ("schedule.factor", 1.0),
+    ("schedule.every", 1.0),
     ("training.epochs", 0),
     ("training.epochs", 1.5),
     ("training.epochs", True),
@@ -148,6 +181,17 @@ WRONG: list[tuple[str, Any]] = [
     ("training.early_stopping.patience", 0),
     ("training.early_stopping.patients", 1),
     ("training.max_seconds", -1),
+    ("training.precision", "double"),
+    ("training.class_weight", "even"),
+    ("training.class_weight", {}),
+    ("training.class_weight", {None: 1.0}),
+    ("training.class_weight", {1: 1.0, "1": 2.0}),
+    ("training.class_weight.a", 0.0),
+    ("training.class_weight.a", True),
+    ("training.class_weight.a", 1e7),
+    ("training.class_weight.a", "2"),
+    ("training.class_weight.a", float("nan")),
+    ("training.class_weight.a", HUGE),
     ("distribution.workers", 0),
     ("distribution.shards", 4097),
     ("distribution.threads_per_worker", None),
@@ -181,6 +225,66 @@ def test_an_element_of_a_list_is_named_by_its_number() -> None:
         assert refusal.value.param == "network.hidden[1]"
 
 
+IN_LISTS: list[tuple[str, Any]] = [
+    ("network.layers[1]", {"layers": [{"units": 5}, 5]}),
+    ("network.layers[1].units", {"layers": [{"units": 5}, {"activation": "relu"}]}),
+    ("network.layers[0].units", {"layers": [{"units": 0}]}),
+    ("network.layers[0].width", {"layers": [{"units": 5, "width": 5}]}),
+    ("network.layers[0].dropout", {"layers": [{"units": 5, "dropout": 1.0}]}),
+    ("network.layers[0].layer_norm", {"layers": [{"units": 5, "layer_norm": "yes"}]}),
+    ("network.layers[0].initializer", {"layers": [{"units": 5, "initializer": "zeros"}]}),
+    ("network.layers[0].activation", {"layers": [{"units": 5, "activation": "auto"}]}),
+    (
+        "network.layers[1].activation.negative_slope",
+        {"layers": [{"units": 5}, {"units": 5, "activation": {"name": "leaky_relu", "negative_slope": 1.0}}]},
+    ),
+    ("network.activation.alpha", {"activation": {"name": "elu", "alpha": 0}}),
+    ("network.activation.alpha", {"activation": {"name": "elu", "alpha": HUGE}}),
+    ("network.activation.alpha", {"activation": {"name": "elu", "alpha": True}}),
+    ("network.activation.beta", {"activation": {"name": "softplus", "beta": float("inf")}}),
+    ("network.activation.beta", {"activation": {"name": "elu", "beta": 1.0}}),
+    ("network.graph[0].inputs", {"graph": [{"name": "a", "units": 5}]}),
+    ("network.graph[0].inputs", {"graph": [{"name": "a", "inputs": "features", "units": 5}]}),
+    ("network.graph[0].inputs", {"graph": [{"name": "a", "inputs": ["features"] * 101}]}),
+    ("network.graph[0].inputs[0]", {"graph": [{"name": "a", "inputs": [1], "units": 5}]}),
+    ("network.graph[0].operation", {"graph": [{"name": "a", "inputs": ["features"], "operation": "max"}]}),
+]
+
+
+@pytest.mark.parametrize(("path", "network"), IN_LISTS, ids=lambda part: f"{part!r:.60}")
+def test_what_is_wrong_inside_a_network_is_named_by_its_place(path: str, network: dict[str, Any]) -> None:
+    with pytest.raises(SpecError) as refusal:
+        spec(network=network)
+    assert (refusal.value.param, refusal.value.code) == (path, "invalid_spec")
+    assert refusal.value.message.startswith(path)
+    assert len(refusal.value.message) < 400
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_of_the_engine_is_taken_by_name_or_with_its_numbers(name: str) -> None:
+    assert spec(network={"activation": name}).network.activation == name
+    assert spec(network={"activation": {"name": name}}).network.activation == name
+    for number in ("negative_slope", "alpha", "beta"):
+        if number in getattr(ACTIVATIONS[name], "__dataclass_fields__", {}):
+            given = {"name": name, number: 0.5}
+            assert spec(network={"layers": [{"units": 1, "activation": given}]}).network.layers[0].activation == given
+
+
+def test_a_loss_is_taken_by_name_or_with_its_number() -> None:
+    for name in LOSSES:
+        assert spec(loss=name).loss == spec(loss={"name": name}).loss == name
+    assert spec(loss={"name": "huber", "delta": 2}).loss == {"name": "huber", "delta": 2.0}
+    with pytest.raises(SpecError) as refusal:
+        spec(loss={"name": "huber", "delta": 0})
+    assert (refusal.value.param, "above 0" in refusal.value.message) == ("loss.delta", True)
+
+
+def test_the_labels_of_class_weights_are_texts() -> None:
+    """YAML has numbers and booleans as keys; in JSON they are texts."""
+    assert spec(training={"class_weight": {1: 2, "x": 0.5}}).training.class_weight == {"1": 2.0, "x": 0.5}
+    assert spec(training={"class_weight": {True: 3}}).training.class_weight == {"true": 3.0}
+
+
 @pytest.mark.parametrize("field", ["dataset", "target"])
 def test_what_is_absent_is_named(field: str) -> None:
     with pytest.raises(SpecError) as refusal:
@@ -192,16 +296,9 @@ LATER: list[tuple[str, Any]] = [
     ("split.by", "group"),
     ("validation_dataset", "ds_1"),
     ("test_dataset", "ds_1"),
-    ("network.dropout", 0.5),
-    ("network.layers", [{"units": 5}]),
-    ("network.graph", {}),
-    ("network.activation", "gelu"),
-    ("network.initializer", "orthogonal"),
-    ("loss", "huber"),
-    ("schedule.name", "one_cycle"),
-    ("training.precision", "float64"),
+    ("training.precision", "float16"),
+    ("training.precision", "bfloat16"),
     ("training.checkpoint_every_seconds", 60),
-    ("training.class_weight", "balanced"),
     ("training.warm_start", "digits/1"),
     ("distribution.mode", "local"),
     ("distribution.local_steps", 4),
@@ -217,8 +314,8 @@ def test_what_a_later_part_brings_is_refused_as_such(path: str, value: Any) -> N
 
 
 def test_the_default_of_what_a_later_part_brings_is_no_wish() -> None:
-    given = {"dropout": 0, "layers": None, "graph": None}
-    assert spec(network=given, validation_dataset=None, distribution={"local_steps": 1}).network.dropout == 0
+    given = spec(validation_dataset=None, training={"warm_start": None}, distribution={"local_steps": 1})
+    assert given == spec()
 
 
 @pytest.mark.parametrize("version", [0, -1, 1.5, "1", None, True, 2**60])
