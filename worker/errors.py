@@ -10,8 +10,15 @@ WorkerError
  ├─ Cancelled        the job was asked to stop
  ├─ Orphaned         nobody has asked about the job for a while
  ├─ TrainerLost      the trainer's process is gone
- └─ ClusterLost      Ray itself is gone
+ ├─ ClusterLost      Ray itself is gone
+ └─ CheckpointError
+     ├─ CheckpointStorageError  the disk does not take or give a checkpoint
+     ├─ CheckpointDamaged       a checkpoint that is not what was written
+     └─ CheckpointRefused       a whole one that does not belong here
 """
+
+import errno
+import os
 
 
 class WorkerError(Exception):
@@ -113,3 +120,53 @@ class ClusterLost(WorkerError):
 
     def __str__(self) -> str:
         return f"Ray is lost: {self.reason}"
+
+
+class CheckpointError(WorkerError):
+    """Base of what goes wrong with checkpoints on disk."""
+
+
+class CheckpointStorageError(CheckpointError):
+    """The disk refused at `path`, with the system's error number `code`."""
+
+    _ADVICE = (
+        ((errno.ENOSPC, errno.EDQUOT), "free space there, or move FALLLINE_HOME to a larger disk"),
+        ((errno.EACCES, errno.EPERM, errno.EROFS), "let the service's user write there"),
+        ((errno.EFBIG,), "raise the limit of a file's size (ulimit -f)"),
+        ((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    )
+
+    def __init__(self, path: str, code: int) -> None:
+        super().__init__(path, code)
+        self.path, self.code = path, code
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], error: OSError) -> "CheckpointStorageError":
+        """From what the system said about `path`, or about something in it."""
+        return cls(os.fsdecode(error.filename or path), error.errno or errno.EIO)
+
+    def __str__(self) -> str:
+        advice = next((text for codes, text in self._ADVICE if self.code in codes), "check the disk")
+        return f"checkpoints: {self.path}: {os.strerror(self.code)}; {advice}"
+
+
+class CheckpointDamaged(CheckpointError):
+    """The checkpoint at `path` is not what was written, for `reason`."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"the checkpoint {self.path} is damaged: {self.reason}"
+
+
+class CheckpointRefused(CheckpointError):
+    """The checkpoint at `path` is whole, and not to be used here, for `reason`; `advice` says what to do."""
+
+    def __init__(self, path: str, reason: str, advice: str) -> None:
+        super().__init__(path, reason, advice)
+        self.path, self.reason, self.advice = path, reason, advice
+
+    def __str__(self) -> str:
+        return f"the checkpoint {self.path} is refused: {self.reason}; {self.advice}"
