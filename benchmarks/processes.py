@@ -10,10 +10,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from numpy.typing import NDArray
+
 from worker.crew import Remote
 from worker.errors import RemoteLost
 from worker.gradient_worker import GradientWorker
+from worker.plan import ShardReport
 
+Array = NDArray[Any]
+SLOWNESS = 4
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -29,6 +34,15 @@ def _serve(connection: Connection, kind: type) -> None:
         except Exception as error:
             answer = (number, False, error)
         connection.send(answer)
+
+
+class SlowedWorker(GradientWorker):
+    """Computes each gradient SLOWNESS times: a worker on a processor of so much less speed."""
+
+    def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
+        for _ in range(SLOWNESS - 1):
+            super().gradient(step, shard, parameters, gradient)
+        return super().gradient(step, shard, parameters, gradient)
 
 
 class Process:
@@ -69,8 +83,9 @@ class Processes:
         self.all: list[Process] = []
         self._kind = kind
 
-    def recruit(self) -> Remote:
-        self.all.append(Process(f"process-{len(self.all)}", self._kind))
+    def recruit(self, kind: type | None = None) -> Remote:
+        """A new worker, of another `kind` than the rest where one is given."""
+        self.all.append(Process(f"process-{len(self.all)}", kind or self._kind))
         return self.all[-1]
 
     def get(self, references: Sequence[tuple[Process, int]]) -> list[Any]:
