@@ -239,7 +239,7 @@ def _reading(folder: Path) -> Iterator[None]:
         raise CheckpointDamaged(str(folder), f"{Path(error.filename or ARRAYS).name} is missing") from error
     except OSError as error:
         if error.errno not in (errno.EIO, errno.ENOTDIR, errno.EISDIR):
-            raise CheckpointStorageError.of(folder, error) from error
+            raise CheckpointStorageError(str(error.filename or folder), error.errno or errno.EIO) from error
         raise CheckpointDamaged(str(folder), f"unreadable ({error})") from error
     except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise CheckpointDamaged(str(folder), str(error)) from error

@@ -7,6 +7,7 @@ broken-step-<number>-<ns>   one that turned out to be damaged, kept for who want
 """
 
 import contextlib
+import errno
 import re
 import secrets
 import shutil
@@ -184,7 +185,7 @@ class CheckpointStore:
         try:
             yield
         except OSError as error:
-            raise CheckpointStorageError.of(self.folder, error) from error
+            raise CheckpointStorageError(str(self.folder), error.errno or errno.EIO) from error
 
 
 def _delete(path: Path) -> None:

@@ -140,11 +140,6 @@ class CheckpointStorageError(CheckpointError):
         super().__init__(path, code)
         self.path, self.code = path, code
 
-    @classmethod
-    def of(cls, path: str | os.PathLike[str], error: OSError) -> "CheckpointStorageError":
-        """From what the system said about `path`, or about something in it."""
-        return cls(os.fsdecode(error.filename or path), error.errno or errno.EIO)
-
     def __str__(self) -> str:
         advice = next((text for codes, text in self._ADVICE if self.code in codes), "check the disk")
         return f"checkpoints: {self.path}: {os.strerror(self.code)}; {advice}"
