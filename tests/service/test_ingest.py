@@ -309,6 +309,15 @@ def test_every_limit_ends_in_a_clear_message(tmp_path: Path) -> None:
     assert error.message == "line 1 names 3 columns; at most 2 are taken"
 
 
+def test_a_wide_table_takes_little_more_memory_than_a_narrow_one(tmp_path: Path) -> None:
+    """MNIST's width, in several of the blocks that Arrow reserves for each column."""
+    names = ",".join(f"pixel{place}" for place in range(784))
+    row = ",".join(str(place % 256) for place in range(784))
+    (tmp_path / "upload").write_text("\n".join([names, *[row] * 8000]) + "\n")
+    found = ingest(tmp_path, "csv", None, IngestLimits(memory_bytes=2 * 2**30))
+    assert (found["rows"], len(found["columns"])) == (8000, 784)
+
+
 def test_processor_time_is_limited(tmp_path: Path) -> None:
     rows = b"".join(b"%d,%d,%d\n" % (k, k * 7, k * 13) for k in range(100_000))
     error = run(tmp_path, b"a,b,c\n" + rows * 20, replace(LIMITS, cpu_seconds=1))
