@@ -184,8 +184,9 @@ def _class_weight(spec: JobSpec, column: dict[str, Any], task: str) -> str | dic
     for label, weight in given.items():
         key = label if label in known else _same_number(label, known)
         if key is None or key in found:
-            expected = f"a class of {column['name']!r}, once: {_listed(list(known))}"
-            raise SpecError(f"{param}.{label[:80]}", f"{label[:80]!r} is none; expected {expected}")
+            problem = "is no class of" if key is None else "is given twice for"
+            message = f"{label[:80]!r} {problem} {column['name']!r}, which has {_listed(list(known))}"
+            raise SpecError(f"{param}.{label[:80]}", message)
         found[key] = weight
     return found
 
@@ -196,7 +197,7 @@ def _same_number(label: str, known: dict[str, Any]) -> str | None:
         number = float(label)
     except ValueError:
         return None
-    return next((k for k, v in known.items() if isinstance(v, int | float) and v is not True and v == number), None)
+    return next((k for k, v in known.items() if not isinstance(v, str | bool) and v == number), None)
 
 
 def _check_split(spec: JobSpec, columns: dict[str, Any], task: str) -> None:

@@ -20,6 +20,7 @@ from service.schemas import JobSpec
 
 FEW_ROWS = 1000
 _EVALUATED_ROWS = 512  # at a time, in a worker
+_SCRATCH = 4  # arrays as wide as the widest layer that all layers share
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class ResolvedNetwork:
 
     def worker_bytes(self, rows_a_shard: int) -> int:
         """What a worker's buffers take: those of a shard's part of a step, and those of evaluation."""
-        values = sum(_values(block) for block in blocks(self.spec))
+        layers = blocks(self.spec)
+        scratch = _SCRATCH * max(block.units for block in layers)
+        values = self.spec.inputs + sum(_values(block) for block in layers) + scratch
         rows = rows_a_shard + _EVALUATED_ROWS
         return np.dtype(self.spec.dtype).itemsize * (rows * values + rows_a_shard * self.spec.inputs)
 
@@ -59,12 +62,13 @@ def resolve_network(spec: JobSpec, data: ResolvedData, max_parameters: int) -> R
     layers = summary(network)
     parameters = sum(layer["parameters"] for layer in layers)
     if parameters > max_parameters:
-        raise SpecError(f"network.{notation}", f"{parameters:,} parameters; at most {max_parameters:,} are allowed")
+        shown = f"{parameters:,}" if parameters < 10**18 else "more than 10^18"
+        raise SpecError(f"network.{notation}", f"{shown} parameters; at most {max_parameters:,} are allowed")
     found = blocks(network)[1 if network.input_dropout else 0 :]
     section["initializer"] = found[-1].initializer
     if notation != "hidden":
         pairs = zip(section[notation], found[:-1], strict=True)
-        section[notation] = [given | _in_full(block) for given, block in pairs]
+        section[notation] = [_own(given) | _in_full(block) for given, block in pairs]
     return ResolvedNetwork(section, network, layers)
 
 
@@ -116,6 +120,10 @@ def _activation(spec: JobSpec, data: ResolvedData) -> str | dict[str, Any]:
     return spec.network.activation
 
 
+def _own(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in ("name", "inputs", "operation", "units") if name in given}
+
+
 def _in_full(block: Block) -> dict[str, Any]:
     """What a layer or node inherits, and what suits its activation, written out."""
     activation: str | Choice = block.activation or "identity"
@@ -138,6 +146,8 @@ def _refusal(error: SpecificationError, section: dict[str, Any]) -> SpecError:
 
 def _values(block: Block) -> int:
     """How many numbers a row takes in the buffers of a layer: values, error signals, and what is kept beside them."""
-    kept = 3 if block.layer_norm else 0  # the normalized net inputs, the values after gain and shift, their signals
+    activation = block.activation.name if isinstance(block.activation, Choice) else block.activation
+    kept = 2 if block.layer_norm else 0  # the normalized net inputs, and their values after gain and shift
     kept += 3 if block.dropout else 0  # the mask, its random numbers, what they are compared with
+    kept += 1 if activation in ("gelu", "silu") else 0  # the slope, or the sigmoid
     return block.units * (2 + kept)

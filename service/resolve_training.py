@@ -138,6 +138,6 @@ def _schedule(spec: JobSpec) -> dict[str, Any]:
         if field in SCHEDULE_NUMBERS.get(name, ()):
             found[field] = default if value is None else value
         elif value is not None:
-            takers = " and ".join(taker for taker, numbers in SCHEDULE_NUMBERS.items() if field in numbers)
+            takers = ", ".join(taker for taker, numbers in SCHEDULE_NUMBERS.items() if field in numbers)
             raise SpecError(f"schedule.{field}", f"{name} takes none, got {value:g}; it is for {takers}")
     return found

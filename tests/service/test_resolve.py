@@ -23,9 +23,9 @@ COLUMNS = [
     column("rooms", "integer", 9, missing=3),
     column("city", "text", 5),
     column("rent", "number", 950, missing=20),
-    column("kind", "text", 3, missing=10),
-    column("sold", "boolean", 2),
-    column("stars", "integer", 20),
+    column("kind", "text", 3, missing=10, values=["a", "b", "c"]),
+    column("sold", "boolean", 2, values=[False, True]),
+    column("stars", "integer", 20, values=list(range(20))),
     column("year", "integer", 21),
     column("weight", "number", 4, minimum=0.0),
 ]
@@ -148,11 +148,62 @@ def test_schedule_and_initializer() -> None:
     assert resolved().spec["schedule"] == {"name": "cosine", "warmup": 0.05}
     assert resolved(schedule={"warmup": 0.2}).spec["schedule"] == {"name": "cosine", "warmup": 0.2}
     assert resolved(schedule="constant").spec["schedule"] == {"name": "constant", "warmup": 0.0}
-    for activation, initializer in (("relu", "he"), ("tanh", "glorot"), ("sigmoid", "glorot")):
-        assert resolved(network={"activation": activation}).spec["network"]["initializer"] == initializer
     for rows, activation in ((100, "tanh"), (1249, "tanh"), (1250, "relu"), (10_000, "relu")):  # a fifth validates
         assert resolved(dataset(rows), target="sold").spec["network"]["activation"] == activation
     assert resolved(network={"initializer": "glorot"}).spec["network"]["initializer"] == "glorot"
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("step", {"factor": 0.1, "every": 0.25}),
+        ("exponential", {"factor": 0.1}),
+        ("inverse", {"factor": 0.1}),
+        ("cosine", {}),
+        ("one_cycle", {}),
+    ],
+)
+def test_a_schedule_has_the_numbers_that_it_uses(name: str, numbers: dict[str, float]) -> None:
+    assert resolved(schedule=name).spec["schedule"] == {"name": name, "warmup": 0.0} | numbers
+    for number in numbers:
+        given = resolved(schedule={"name": name, number: 0.5}).spec["schedule"]
+        assert given == {"name": name, "warmup": 0.0} | numbers | {number: 0.5}
+
+
+@pytest.mark.parametrize(("given", "rate"), [({"learning_rate": 0.3}, 0.3), ("auto", 1e-3), ({"name": "sgd"}, 0.1)])
+def test_a_learning_rate_is_scaled_to_the_batch_size(given: Any, rate: float) -> None:
+    given = {"reference_batch_size": 256} | ({"name": given} if isinstance(given, str) else given)
+    found = resolved(optimizer=given, training={"batch_size": 64}).spec["optimizer"]
+    assert (found["learning_rate"], found["reference_batch_size"]) == (rate / 4, None)
+
+
+def test_l1_and_max_norm() -> None:
+    found = resolved(optimizer={"l1": 0.01, "max_norm": 3}).spec["optimizer"]
+    assert (found["l1"], found["max_norm"], found["clip_norm"]) == (0.01, 3.0, 1.0)
+
+
+def test_losses_by_name_and_number() -> None:
+    assert resolved(loss="huber").spec["loss"] == "huber"
+    assert resolved(loss={"name": "huber", "delta": 2}).spec["loss"] == {"name": "huber", "delta": 2.0}
+    assert resolved(target="sold", loss="binary_cross_entropy").spec["loss"] == "binary_cross_entropy"
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "found"),
+    [
+        ("kind", "balanced", "balanced"),
+        ("kind", {"b": 2}, {"b": 2.0}),
+        ("sold", {True: 2, "false": 0.5}, {"true": 2.0, "false": 0.5}),
+        ("stars", {3: 2, "4.0": 0.5}, {"3": 2.0, "4": 0.5}),
+    ],
+)
+def test_class_weights_are_by_the_classes_of_the_target(target: str, given: Any, found: Any) -> None:
+    assert resolved(target=target, training={"class_weight": given}).spec["training"]["class_weight"] == found
+
+
+def test_the_classes_that_a_weight_may_be_for_are_told() -> None:
+    refusal = refused(target="kind", training={"class_weight": {"d": 2.0}})
+    assert refusal.message == "'d' is no class of 'kind', which has a, b, c"
 
 
 def test_nothing_but_the_workers_is_left_to_decide() -> None:
@@ -219,6 +270,9 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("weight_column", {"weight_column": "rooms"}),
     ("loss", {"loss": "cross_entropy"}),
     ("loss", {"loss": "squared_error", "target": "kind"}),
+    ("loss", {"loss": {"name": "huber", "delta": 2.0}, "target": "kind"}),
+    ("loss", {"loss": "binary_cross_entropy"}),
+    ("loss", {"loss": "binary_cross_entropy", "target": "kind"}),
     ("split", {"split": {"validation": 0.5, "test": 0.5}}),
     ("split.column", {"split": {"by": "time"}}),
     ("split.column", {"split": {"by": "time", "column": "yaer"}}),
@@ -231,6 +285,17 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("optimizer.momentum", {"optimizer": {"name": "adam", "momentum": 0.9}}),
     ("optimizer.momentum", {"optimizer": {"momentum": 0.9}}),
     ("optimizer.nesterov", {"optimizer": {"name": "sgd", "nesterov": True}}),
+    ("optimizer.learning_rate", {"optimizer": {"learning_rate": 1e308, "reference_batch_size": 1}}),
+    ("optimizer.learning_rate", {"optimizer": {"learning_rate": 5e-324, "reference_batch_size": 10**7}}),
+    ("schedule.factor", {"schedule": {"factor": 0.5}}),
+    ("schedule.factor", {"schedule": {"name": "one_cycle", "factor": 0.5}}),
+    ("schedule.every", {"schedule": {"name": "inverse", "every": 0.5}}),
+    ("training.class_weight", {"training": {"class_weight": "balanced"}}),
+    ("training.class_weight.d", {"target": "kind", "training": {"class_weight": {"a": 1.0, "d": 2.0}}}),
+    ("training.class_weight.0", {"target": "sold", "training": {"class_weight": {0: 1.0}}}),
+    ("training.class_weight.True", {"target": "sold", "training": {"class_weight": {"True": 1.0}}}),
+    ("training.class_weight.3.0", {"target": "stars", "training": {"class_weight": {"3": 1.0, "3.0": 2.0}}}),
+    ("training.class_weight.20", {"target": "stars", "training": {"class_weight": {"20": 1.0}}}),
 ]
 
 
