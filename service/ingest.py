@@ -102,7 +102,7 @@ def _run(folder: Path, request: dict[str, Any], limits: IngestLimits) -> None:
         "MALLOC_ARENA_MAX": "2",
         # Arrow reserves a whole block for each column and then cuts it down to what it holds. On the heap the rests lie
         # scattered and are not used again: 15 GiB of addresses for MNIST's 785 columns. Mapped one by one they are 0.6.
-        "MALLOC_MMAP_THRESHOLD_": str(2**22),
+        "MALLOC_MMAP_THRESHOLD_": str(2**17),
         "OPENBLAS_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "service.ingest_process", str(folder.absolute())]

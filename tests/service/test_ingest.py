@@ -314,7 +314,7 @@ def test_a_wide_table_takes_little_more_memory_than_a_narrow_one(tmp_path: Path)
     names = ",".join(f"pixel{place}" for place in range(784))
     row = ",".join(str(place % 256) for place in range(784))
     (tmp_path / "upload").write_text("\n".join([names, *[row] * 8000]) + "\n")
-    found = ingest(tmp_path, "csv", None, IngestLimits(memory_bytes=2 * 2**30))
+    found = ingest(tmp_path, "csv", None, IngestLimits(memory_bytes=2**30))
     assert (found["rows"], len(found["columns"])) == (8000, 784)
 
 
