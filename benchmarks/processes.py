@@ -94,7 +94,7 @@ class Processes:
             process.receive(True, number)
             if number not in process.answers:
                 raise RemoteLost(f"{process.name} has ended")
-            fine, value = process.answers.pop(number)
+            fine, value = process.answers[number]  # which may be asked for again, as Ray's may
             if not fine:
                 raise value
             found.append(value)

@@ -25,7 +25,7 @@ from core.optimizers import make_optimizer
 from worker.claims import EVALUATION, MOST_SHARDS, Claims
 from worker.crew import Crew, Reference, Remote, Transport
 from worker.diagnosis import Observer
-from worker.errors import Diverged, RemoteLost, SeatStopped
+from worker.errors import RemoteLost
 from worker.exchange import merge
 from worker.futex import SUPPORTED
 from worker.numerics import fingerprint, machine
@@ -271,8 +271,8 @@ class SharedMemoryExchange:
                 self._transport.get([serving])
             except RemoteLost:
                 self._kill(worker)  # lost to Ray, whatever its process does
-            except (SeatStopped, Diverged):
-                continue
+            except Exception:
+                continue  # it has left, and `_check` has raised the first error that counts
         self._serving = []
 
     def _stop_seconds(self) -> float:

@@ -1,39 +1,49 @@
 """The shared-memory exchange over real processes: the oracle's bits, whoever computes, dies or hangs."""
 
 import gc
+import multiprocessing
 import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
+from multiprocessing.synchronize import Semaphore
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.processes import Processes
+from benchmarks.processes import Processes, SlowedWorker
 from core.optimizers import OptimizerSpec
 from core.parameters import weights_sha256
 from worker import futex, seat, segment, shared_memory
+from worker.claims import Claims
 from worker.crew import Crew
-from worker.errors import Diverged, TooManyFailures
+from worker.errors import Diverged, ShardMissing, TooManyFailures
 from worker.exchange import InProcessExchange
-from worker.plan import StepPlan, StepReport, TrainerEvent
+from worker.gradient_worker import GradientWorker
+from worker.plan import ShardReport, StepPlan, StepReport, TrainerEvent
 from worker.shared_memory import SharedMemoryExchange
 
 pytestmark = pytest.mark.skipif(not futex.SUPPORTED, reason="words in shared memory need x86-64 Linux (worker.futex)")
 SEED, STEPS = 5, 40
+PATIENCE_S = 30.0  # for another process of the test
 
 
 class Bench:
     """An exchange over real processes."""
 
-    def __init__(self, plan: StepPlan, workers: int) -> None:
+    def __init__(self, plan: StepPlan, workers: int, claiming: bool = True, kinds: Sequence[type] = ()) -> None:
+        """`kinds`: of the first workers, where they are not plain ones."""
         self.transport, self.events = Processes(), list[TrainerEvent]()
-        crew = Crew(plan, [self.transport.recruit() for _ in range(workers)], self.transport, self.events.append)
+        recruits = [self.transport.recruit(kind) for kind, _ in zip_longest(kinds, range(workers))]
+        crew = Crew(plan, recruits, self.transport, self.events.append)
         crew.admit(wait=True)
         self.crew = crew
-        self.exchange = SharedMemoryExchange(plan, SEED, crew, self.transport)
+        self.exchange = SharedMemoryExchange(plan, SEED, crew, self.transport, claiming=claiming)
 
     def pid(self, number: int) -> int:
         """The process of the member in seat `number`."""
@@ -49,8 +59,8 @@ def open_bench() -> Iterator[type[Bench]]:
     benches = []
 
     class Opened(Bench):
-        def __init__(self, plan: StepPlan, workers: int) -> None:
-            super().__init__(plan, workers)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             benches.append(self)
 
     yield Opened
@@ -70,11 +80,14 @@ def shards(plan: StepPlan, count: int) -> StepPlan:
     return replace(plan, sampling=replace(plan.sampling, shards=count))
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 8])
-def test_any_number_of_workers_gives_the_oracles_bits(open_bench: type[Bench], plan: StepPlan, workers: int) -> None:
+@pytest.mark.parametrize("claiming", [True, False], ids=["claimed", "dealt"])
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
+def test_any_number_of_workers_gives_the_oracles_bits(
+    open_bench: type[Bench], plan: StepPlan, workers: int, claiming: bool
+) -> None:
     plan = shards(plan, 8)
     wanted = oracle(plan)
-    exchange = open_bench(plan, workers).exchange
+    exchange = open_bench(plan, workers, claiming).exchange
     reports = exchange.run_steps(1) + exchange.run_steps(STEPS - 1)
     assert (weights_sha256(exchange.parameters()), reports) == wanted[:2]
     assert (exchange.evaluate("validation") == wanted[2]).all()
@@ -82,21 +95,158 @@ def test_any_number_of_workers_gives_the_oracles_bits(open_bench: type[Bench], p
 
 
 @pytest.mark.parametrize(
-    "optimizer",
+    ("optimizer", "network"),
     [
-        OptimizerSpec("sgd", 0.05),
-        OptimizerSpec("sgd", 0.02, momentum=0.9, nesterov=True, clip_norm=0.1),
-        OptimizerSpec("adamw", 1e-3, weight_decay=0.01, clip_norm=1.0),
+        (OptimizerSpec("sgd", 0.05), {}),
+        (OptimizerSpec("sgd", 0.02, momentum=0.9), {}),
+        (OptimizerSpec("sgd", 0.02, momentum=0.9, nesterov=True, clip_norm=0.1), {}),
+        (OptimizerSpec("adam", 1e-3), {}),
+        (OptimizerSpec("adamw", 1e-3, weight_decay=0.01, clip_norm=1.0), {}),
+        (OptimizerSpec("adam", 1e-3), {"dropout": 0.3}),
+        (OptimizerSpec("adam", 1e-3), {"layer_norm": True}),
     ],
-    ids=lambda spec: f"{spec.name} {spec.momentum}",
+    ids=["sgd", "momentum", "nesterov", "adam", "adamw", "dropout", "layer norm"],
 )
-def test_every_optimizer_gives_the_oracles_bits(
-    open_bench: type[Bench], plan: StepPlan, optimizer: OptimizerSpec
+def test_every_job_has_one_hash_whoever_computes_what(
+    open_bench: type[Bench], plan: StepPlan, optimizer: OptimizerSpec, network: dict[str, Any]
 ) -> None:
-    plan = replace(plan, optimizer=optimizer)
-    exchange = open_bench(plan, 2).exchange
+    plan = shards(replace(plan, optimizer=optimizer, network=replace(plan.network, **network)), 8)
+    wanted = oracle(plan)
+    for workers, claiming in ((1, False), (2, True), (2, False), (3, True), (5, True), (5, False), (8, False)):
+        exchange = open_bench(plan, workers, claiming).exchange
+        reports = exchange.run_steps(STEPS)
+        assert (weights_sha256(exchange.parameters()), reports) == wanted[:2], (workers, claiming)
+
+
+class Meeting:
+    """Where the workers of one test meet: made before they are forked."""
+
+    begun: Semaphore
+    done: Semaphore
+
+
+@pytest.fixture
+def meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("begun", "done"):
+        monkeypatch.setattr(Meeting, name, multiprocessing.get_context("fork").Semaphore(0), raising=False)
+
+
+def await_the_other(worker: GradientWorker) -> None:
+    """Once in a worker's life."""
+    if not worker.__dict__.setdefault("met", False):
+        worker.__dict__["met"] = Meeting.begun.acquire(timeout=PATIENCE_S)
+
+
+class Quick(GradientWorker):
+    """In the first step it begins when Stuck has, and counts what it does."""
+
+    def gradient(self, step: int, shard: int, parameters: np.ndarray, gradient: np.ndarray) -> ShardReport:
+        if step == 1:
+            await_the_other(self)
+        report = super().gradient(step, shard, parameters, gradient)
+        if step == 1:
+            Meeting.done.release()
+        return report
+
+
+class Stuck(GradientWorker):
+    """In the first step it is done with the one shard it has begun when all others are done."""
+
+    def gradient(self, step: int, shard: int, parameters: np.ndarray, gradient: np.ndarray) -> ShardReport:
+        if step == 1:
+            Meeting.begun.release()
+            assert all(Meeting.done.acquire(timeout=PATIENCE_S) for _ in range(7)), "nobody does what is left"
+        return super().gradient(step, shard, parameters, gradient)
+
+
+@pytest.mark.usefixtures("meeting")
+def test_what_the_slow_have_not_begun_the_fast_take_over(open_bench: type[Bench], plan: StepPlan) -> None:
+    plan = shards(plan, 8)
+    exchange = open_bench(plan, 2, kinds=(Quick, Stuck)).exchange
     reports = exchange.run_steps(STEPS)
     assert (weights_sha256(exchange.parameters()), reports) == oracle(plan)[:2]
+
+
+@pytest.mark.parametrize("claiming", [True, False], ids=["claimed", "dealt"])
+def test_a_slow_worker_changes_nothing(open_bench: type[Bench], plan: StepPlan, claiming: bool) -> None:
+    plan = shards(plan, 8)
+    exchange = open_bench(plan, 2, claiming, (SlowedWorker,)).exchange
+    reports = exchange.run_steps(STEPS)
+    assert (weights_sha256(exchange.parameters()), reports) == oracle(plan)[:2]
+    assert (exchange.evaluate("validation") == oracle(plan)[2]).all()
+
+
+class DiesWithAClaim(GradientWorker):
+    """Its process ends in the middle of the first shard that it has."""
+
+    def gradient(self, step: int, shard: int, parameters: np.ndarray, gradient: np.ndarray) -> ShardReport:
+        gradient[: gradient.size // 2] = np.nan  # half of it is written
+        for _ in range(9):
+            Meeting.begun.release()
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("a process that was killed goes on")
+
+
+class Survivor(GradientWorker):
+    """It begins when the other has begun."""
+
+    def gradient(self, step: int, shard: int, parameters: np.ndarray, gradient: np.ndarray) -> ShardReport:
+        await_the_other(self)
+        return super().gradient(step, shard, parameters, gradient)
+
+
+@pytest.mark.usefixtures("meeting")
+@pytest.mark.parametrize("claiming", [True, False], ids=["claimed", "dealt"])
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_who_dies_with_a_claim_leaves_it_to_others(
+    open_bench: type[Bench], plan: StepPlan, workers: int, claiming: bool
+) -> None:
+    plan = shards(plan, 8)
+    bench = open_bench(plan, workers, claiming, (DiesWithAClaim, *[Survivor] * (workers - 1)))
+    reports = bench.exchange.run_steps(STEPS)
+    assert (weights_sha256(bench.exchange.parameters()), reports) == oracle(plan)[:2]
+    assert bench.exchange.failures == 1
+
+
+class DiesLater(GradientWorker):
+    """Its process ends when step 7 begins."""
+
+    def gradient(self, step: int, shard: int, parameters: np.ndarray, gradient: np.ndarray) -> ShardReport:
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().gradient(step, shard, parameters, gradient)
+
+
+class Leisurely(GradientWorker):
+    """A gradient is a matter of 0.3 s to it."""
+
+    def gradient(self, step: int, shard: int, parameters: np.ndarray, gradient: np.ndarray) -> ShardReport:
+        time.sleep(0.3)
+        return super().gradient(step, shard, parameters, gradient)
+
+
+def test_who_is_at_a_long_step_is_not_killed_for_it(
+    open_bench: type[Bench], plan: StepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory, "STOP_S", 0.05)
+    bench = open_bench(shards(plan, 2), 2, kinds=(DiesLater, Leisurely))
+    bench.exchange.run_steps(6)
+    survivor = bench.pid(1)
+    bench.exchange.run_steps(1)
+    assert bench.exchange.failures == 1
+    assert survivor in {bench.pid(number) for number in range(bench.exchange.workers)}
+    assert weights_sha256(bench.exchange.parameters()) == oracle(shards(plan, 2), 7)[0]
+
+
+def test_a_step_that_lacks_a_shard_is_not_committed(
+    open_bench: type[Bench], plan: StepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer = Claims.offer
+    monkeypatch.setattr(Claims, "offer", lambda claims, step, among: offer(claims, step, [k for k in among if k != 5]))
+    bench = open_bench(shards(plan, 8), 2)
+    with pytest.raises(ShardMissing) as found:
+        bench.exchange.run_steps(1)
+    assert (found.value.step, found.value.shard) == (1, 5)
 
 
 def test_the_best_parameters_stay_while_training_goes_on(open_bench: type[Bench], plan: StepPlan) -> None:
@@ -136,6 +286,7 @@ def test_a_worker_that_is_gone_before_a_command(
 ) -> None:
     monkeypatch.setattr(shared_memory, "SILENCE_S", 0.5)
     monkeypatch.setattr(shared_memory, "STOP_S", 0.2)
+    plan = shards(plan, 8)
     bench = open_bench(plan, 3)
     reports = bench.exchange.run_steps(10)
     pid = bench.pid(1)
@@ -156,10 +307,13 @@ def test_the_last_worker_is_replaced(open_bench: type[Bench], plan: StepPlan) ->
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_randomly_timed_deaths_change_nothing(open_bench: type[Bench], plan: StepPlan, seed: int) -> None:
+@pytest.mark.parametrize("claiming", [True, False], ids=["claimed", "dealt"])
+def test_randomly_timed_deaths_change_nothing(
+    open_bench: type[Bench], plan: StepPlan, seed: int, claiming: bool
+) -> None:
     plan, rng = shards(plan, 8), random.Random(seed)
     steps = 300
-    bench = open_bench(plan, 4)
+    bench = open_bench(plan, 4, claiming)
     over = threading.Event()
 
     def kill() -> None:
