@@ -22,6 +22,7 @@ from service.fields import (
     wrong,
 )
 from service.schemas_network import Network
+from service.tracked import MLFLOW_NAME
 
 
 def _named(value: Any) -> Any:
@@ -144,11 +145,12 @@ def _features(value: Any) -> Any:
 
 
 def _metadata(value: Any) -> Any:
-    expected = "at most 16 pairs of texts: names of 1 to 64 characters, values of at most 500"
+    expected = "at most 16 pairs of texts: names of 1 to 64 letters, digits, blanks and _.:-, values of at most 500"
     if not isinstance(value, dict) or len(value) > 16:
         raise wrong(expected, value)
     for key, held in value.items():
-        if not isinstance(key, str) or not 1 <= len(key) <= 64 or not isinstance(held, str) or len(held) > 500:
+        named = isinstance(key, str) and MLFLOW_NAME.fullmatch(key)
+        if not named or not isinstance(held, str) or len(held) > 500:
             raise wrong(expected, {key: held})
     return value
 

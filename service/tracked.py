@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from service.errors import ServiceError
 
 JOB_TAG = "fallline.job_id"
 PRODUCTION = "production"
+MLFLOW_NAME = re.compile(r"\w[\w .:-]{0,63}")  # of a parameter or a tag
 CODE_PACKAGE = "fallline_core_1"  # the engine inside a model artifact: `core` under a name that collides with nobody's
 
 
@@ -92,11 +94,14 @@ class Registration:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"network": {"hidden": [8]}}` -> `{"network.hidden": "[8]"}`: texts as they are, all else as JSON."""
+    """`{"network": {"hidden": [8]}}` -> `{"network.hidden": "[8]"}`: texts as they are, all else as JSON.
+
+    So is a mapping by names of the user's that MLflow takes for none, such as the labels of class weights.
+    """
     flat: dict[str, str] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and all(MLFLOW_NAME.fullmatch(inner) for inner in value):
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value if isinstance(value, str) else json.dumps(value)
