@@ -11,10 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from core.errors import DataError, SpecificationError
 from service.answers import Answer
-from service.errors import ApiError, Conflict, InvalidTransition, KeyReused, NotFound
+from service.errors import ApiError, Conflict, InvalidTransition, KeyReused, NotFound, QueueFull
 from service.schemas import path_of
 
 log = logging.getLogger(__name__)
+QUEUE_RETRY_SECONDS = 10
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -45,6 +46,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(InvalidTransition)
     def _transition(_: Request, error: InvalidTransition) -> Answer:
         return error_answer(409, "invalid_transition", str(error), details={"status": error.status})
+
+    @app.exception_handler(QueueFull)
+    def _full(_: Request, error: QueueFull) -> Answer:
+        headers = {"Retry-After": str(QUEUE_RETRY_SECONDS)}
+        return error_answer(429, "queue_full", str(error), details={"queued": error.queued}, headers=headers)
 
     @app.exception_handler(Conflict)
     def _conflict(_: Request, error: Conflict) -> Answer:

@@ -7,6 +7,8 @@ ServiceError
  └─ StoreError           the store says no
      ├─ NotFound         no such dataset, job, model or version
      ├─ LeaseLost        the job belongs to another controller by now: stop working on it
+     ├─ LeadLost         another controller works by now: end
+     ├─ QueueFull        as many jobs wait as may wait
      ├─ InvalidTransition  the job's status does not allow this
      ├─ Conflict         the state of something else forbids it
      └─ KeyReused        an idempotency key that has been used with another body
@@ -86,6 +88,28 @@ class LeaseLost(StoreError):
 
     def __str__(self) -> str:
         return f"lease {self.epoch} of {self.job_id} is lost"
+
+
+class LeadLost(StoreError):
+    """The controller `owner` does not lead any more: another one has taken over."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(owner)
+        self.owner = owner
+
+    def __str__(self) -> str:
+        return f"{self.owner} does not lead any more"
+
+
+class QueueFull(StoreError):
+    """`queued` jobs wait, as many as may."""
+
+    def __init__(self, queued: int) -> None:
+        super().__init__(queued)
+        self.queued = queued
+
+    def __str__(self) -> str:
+        return f"{self.queued} jobs are queued, which is the limit (FALLLINE_MAX_QUEUED_JOBS): try again later"
 
 
 class InvalidTransition(StoreError):

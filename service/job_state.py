@@ -1,9 +1,47 @@
-"""A job's life as pure functions: which statuses there are, which may follow which, what a request to cancel means.
+"""How a job lives: `step(state, event) -> (state, effects)`, a pure function. Read this file, and you know.
 
-No I/O here: the store applies what is decided, guarded by the status it was decided for.
+    queued ──Claim──▶ running ──End──▶ succeeded | failed
+    queued ──Pause──▶ paused ──Resume──▶ queued
+    running ──Pause, then TrainerEnded──▶ paused
+    running ──Claim, once the lease has run out──▶ running, under the next epoch
+    any of the three ──Cancel──▶ cancelled; from running by way of TrainerEnded
+
+- Six statuses, the last three final. What users intend is a flag (`cancel_requested`, `pause_requested`) for as long as
+  a trainer works; where none does, it is done at once.
+- A running job belongs to the controller whose lease it is under. Each claim raises the lease's epoch; an event that
+  carries an older one is refused with LeaseLost, so that a controller that was stopped for long changes nothing more.
+- A running job trains (`trained` is false), then its model is registered: from `registering` on, MLflow may hold its
+  version, and no request to cancel takes that back.
+
+No clock and no I/O: the time comes with the event. The store applies `step` inside one transaction, guarded by the
+state that it was decided for, and writes what is to be told into the job's events; the controller carries the other
+effects out. What a crash between the two leaves undone, the next look at the job (TrainerMissing, TrainerRuns) asks
+for again: so every effect may be carried out twice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, assert_never
+
+from service.errors import InvalidTransition, LeaseLost
+from service.job_events import (
+    Cancel,
+    Claim,
+    Do,
+    Effect,
+    End,
+    Event,
+    Pause,
+    RegistrationBegins,
+    Renew,
+    Resume,
+    TakeOver,
+    Tell,
+    TrainerEnded,
+    TrainerLost,
+    TrainerMissing,
+    TrainerRuns,
+)
+from service.records import JobRecord, Json, NewEvent
 
 QUEUED, RUNNING, PAUSED, SUCCEEDED, FAILED, CANCELLED = (
     "queued",
@@ -19,11 +57,11 @@ PHASES = ("preparing", "training", "evaluating", "registering")
 EVENT_TYPES = ("status", "metric", "checkpoint", "fault", "log")
 LEVELS = ("info", "warning", "error")
 
+# Which status may follow which.
 ALLOWED = frozenset(
     {
         (QUEUED, RUNNING),
         (QUEUED, PAUSED),
-        (QUEUED, FAILED),
         (QUEUED, CANCELLED),
         (RUNNING, PAUSED),
         (RUNNING, SUCCEEDED),
@@ -36,34 +74,211 @@ ALLOWED = frozenset(
 
 
 @dataclass(frozen=True)
-class CancelDecision:
-    """What a request to cancel does: move to `status` at once, or set the flag, or nothing (asked before)."""
+class JobState:
+    """What decides about a job: its status, intentions and lease. The fields are columns of the store."""
 
-    status: str | None
-    set_flag: bool
-
-
-def is_allowed(current: str, following: str) -> bool:
-    """May a job go from status `current` to `following`?"""
-    return (current, following) in ALLOWED
-
-
-def is_claimable(status: str, lease_expires_at: float | None, now: float) -> bool:
-    """May a controller take the job: it waits, or it runs under a lease that has run out?"""
-    if status == QUEUED:
-        return True
-    return status == RUNNING and (lease_expires_at is None or lease_expires_at < now)
+    id: str
+    status: str = QUEUED
+    cancel_requested: bool = False
+    pause_requested: bool = False
+    lease_owner: str | None = None
+    lease_epoch: int = 0
+    lease_expires_at: float | None = None
+    trained: bool = False  # its result is stored: what remains is to register it
+    registering: bool = False  # from here on MLflow may hold a version of it
+    started_at: float | None = None
+    finished_at: float | None = None
+    error: Json | None = None
 
 
-def on_cancel(status: str, cancel_requested: bool) -> CancelDecision | None:
-    """Decide a request to cancel; None: the status forbids it. Asking again changes nothing.
+Step = tuple[JobState, tuple[Effect, ...]]
 
-    A job that nobody works on is cancelled at once; a running one gets the flag, and its trainer ends it.
+
+def step(state: JobState, event: Event) -> Step:
+    """What becomes of the job, and what is to be done. The same state again: nothing changes.
+
+    Raises InvalidTransition where the status forbids it, LeaseLost where the event comes from a former controller.
     """
-    if status in (QUEUED, PAUSED):
-        return CancelDecision(CANCELLED, set_flag=True)
-    if status == RUNNING:
-        return CancelDecision(None, set_flag=not cancel_requested)
-    if status == CANCELLED:
-        return CancelDecision(None, set_flag=False)
-    return None
+    match event:
+        case Cancel():
+            return _cancel(state, event)
+        case Pause():
+            return _pause(state, event)
+        case Resume():
+            return _resume(state)
+        case Claim():
+            return _claim(state, event)
+        case Renew():
+            ours = state.status == RUNNING and state.lease_owner == event.owner
+            return (replace(state, lease_expires_at=event.at + event.seconds) if ours else state), ()
+        case TakeOver():
+            return (_without_lease(state, event.at) if state.status == RUNNING else state), ()
+        case TrainerMissing():
+            return _trainer_missing(_held(state, event.epoch), event)
+        case TrainerRuns():
+            return _trainer_runs(_held(state, event.epoch))
+        case TrainerEnded():
+            return _trainer_ended(_held(state, event.epoch), event)
+        case TrainerLost():
+            return _trainer_lost(_held(state, event.epoch), event)
+        case RegistrationBegins():
+            return _registration_begins(_held(state, event.epoch), event)
+        case End():
+            return _end(_held(state, event.epoch), event)
+        case _:
+            assert_never(event)
+
+
+def is_claimable(state: JobState, at: float) -> bool:
+    """May a controller take the job: it waits, or it runs under a lease that has run out?"""
+    if state.status == QUEUED:
+        return True
+    return state.status == RUNNING and (state.lease_expires_at is None or state.lease_expires_at <= at)
+
+
+def _held(state: JobState, epoch: int) -> JobState:
+    """The fence: only the job's present controller gets past it."""
+    if state.status != RUNNING or state.lease_epoch != epoch:
+        raise LeaseLost(state.id, epoch)
+    return state
+
+
+def _cancel(state: JobState, event: Cancel) -> Step:
+    asked = replace(state, cancel_requested=True)
+    if state.status == CANCELLED or (state.status == RUNNING and state.cancel_requested):
+        return state, ()
+    if state.status in (SUCCEEDED, FAILED):
+        raise InvalidTransition(state.id, state.status, CANCELLED)
+    if state.status != RUNNING:
+        when = "before it started" if state.started_at is None else "while it waited"
+        return _move(asked, CANCELLED, event.at, f"cancelled {when}")
+    if state.trained and not state.registering:
+        return _move(asked, CANCELLED, event.at, "cancelled before its model was registered")
+    return asked, (_log("asked to cancel", {"cancel_requested": True}),)
+
+
+def _pause(state: JobState, event: Pause) -> Step:
+    if state.status == PAUSED or (state.status == RUNNING and state.pause_requested):
+        return state, ()
+    if state.status == QUEUED:
+        return _move(state, PAUSED, event.at, "paused before it started")
+    if state.status != RUNNING or state.cancel_requested or state.trained:
+        why = "it was asked to cancel" if state.cancel_requested else "nothing is left to train"
+        raise InvalidTransition(state.id, state.status, f"paused, since {why}" if state.status == RUNNING else PAUSED)
+    return replace(state, pause_requested=True), (_log("asked to pause", {"pause_requested": True}),)
+
+
+def _resume(state: JobState) -> Step:
+    if state.status == PAUSED:
+        return _move(state, QUEUED, None, "resumed")
+    if state.status in FINAL:
+        raise InvalidTransition(state.id, state.status, "resumed")
+    if state.pause_requested:
+        withdrawn = replace(state, pause_requested=False)
+        return withdrawn, (_log("the request to pause is withdrawn", {"pause_requested": False}),)
+    return state, ()
+
+
+def _claim(state: JobState, event: Claim) -> Step:
+    if not is_claimable(state, event.at):
+        raise InvalidTransition(state.id, state.status, RUNNING)
+    taken = replace(
+        state,
+        lease_owner=event.owner,
+        lease_epoch=state.lease_epoch + 1,
+        lease_expires_at=event.at + event.seconds,
+        started_at=event.at if state.started_at is None else state.started_at,
+    )
+    return _move(taken, RUNNING, event.at, "started") if state.status == QUEUED else (taken, ())
+
+
+def _trainer_missing(state: JobState, event: TrainerMissing) -> Step:
+    if state.trained:
+        return state, ()
+    if state.cancel_requested:
+        return _move(state, CANCELLED, event.at, CANCELLED)
+    if state.pause_requested:
+        return _move(state, PAUSED, event.at, PAUSED)
+    return state, (Do.START,)
+
+
+def _trainer_runs(state: JobState) -> Step:
+    if state.trained:
+        return state, (Do.RELEASE,)
+    if state.cancel_requested:
+        return state, (Do.CANCEL,)
+    return state, (Do.PAUSE,) if state.pause_requested else ()
+
+
+def _trainer_ended(state: JobState, event: TrainerEnded) -> Step:
+    """A request to cancel wins over a success that nobody has told MLflow of; a failure is told as one."""
+    if state.trained:
+        return state, (Do.RELEASE,)
+    if event.outcome == FAILED:
+        return _then(_move(state, FAILED, event.at, _message(event.error), event.error), Do.RELEASE)
+    if state.cancel_requested:
+        return _then(_move(state, CANCELLED, event.at, CANCELLED), Do.RELEASE)
+    if event.outcome == SUCCEEDED:
+        return replace(state, trained=True, pause_requested=False), (Do.RELEASE,)
+    if event.outcome == PAUSED and state.pause_requested:
+        return _then(_move(state, PAUSED, event.at, PAUSED), Do.RELEASE)
+    return _without_lease(state, event.at), (Do.RELEASE,)  # the pause was withdrawn too late: it is started again
+
+
+def _trainer_lost(state: JobState, event: TrainerLost) -> Step:
+    if event.error is not None:
+        return _then(_move(state, FAILED, event.at, _message(event.error), event.error), Do.KILL)
+    fault = Tell(NewEvent("fault", "warning", event.reason, {"attempt": event.epoch}))
+    return _without_lease(state, event.at), (fault, Do.KILL)
+
+
+def _registration_begins(state: JobState, event: RegistrationBegins) -> Step:
+    if not state.trained:
+        raise InvalidTransition(state.id, state.status, "registered")
+    if state.cancel_requested and not state.registering:
+        return _move(state, CANCELLED, event.at, CANCELLED)
+    return replace(state, registering=True), ()
+
+
+def _end(state: JobState, event: End) -> Step:
+    if event.status == SUCCEEDED and not state.trained:
+        raise InvalidTransition(state.id, state.status, SUCCEEDED)
+    message = _message(event.error) if event.error else event.status
+    return _then(_move(state, event.status, event.at, message, event.error), Do.KILL)
+
+
+def _move(state: JobState, status: str, at: float | None, message: str, error: Json | None = None) -> Step:
+    """To another status, along an allowed pair. A lease lasts as long as the job runs; an intention, till it is met."""
+    if (state.status, status) not in ALLOWED:
+        raise InvalidTransition(state.id, state.status, status)
+    changes: dict[str, Any] = {"status": status, "pause_requested": False}
+    if status != RUNNING:
+        changes |= {"lease_owner": None, "lease_expires_at": None}
+    if status in FINAL:
+        changes |= {"finished_at": at, "error": error}
+    data: Json = {"status": status} | ({"error": error} if error else {})
+    told = Tell(NewEvent("status", "error" if status == FAILED else "info", message, data))
+    return replace(state, **changes), (told,)
+
+
+def _without_lease(state: JobState, at: float) -> JobState:
+    """Any controller may claim it now."""
+    return replace(state, lease_expires_at=at)
+
+
+def _then(so_far: Step, effect: Do) -> Step:
+    return so_far[0], (*so_far[1], effect)
+
+
+def _log(message: str, data: Json) -> Tell:
+    return Tell(NewEvent("log", "info", message, data))
+
+
+def _message(error: Json | None) -> str:
+    return str((error or {}).get("message", FAILED))
+
+
+def state_of(job: JobRecord) -> JobState:
+    """What decides about `job`."""
+    named = {field.name: getattr(job, field.name) for field in fields(JobState) if field.name != "trained"}
+    return JobState(trained=job.result is not None, **named)

@@ -31,6 +31,7 @@ class JobRecord:
     number: int
     id: str
     name: str
+    priority: int  # the higher, the earlier
     status: str
     status_reason: str | None
     created_at: float
@@ -50,6 +51,7 @@ class JobRecord:
     model_metadata: Json | None  # signature, input_example
     model_name: str | None
     model_version: int | None
+    registering: bool  # MLflow may hold a version of it
     lease_owner: str | None
     lease_epoch: int
     lease_expires_at: float | None
@@ -59,6 +61,15 @@ class JobRecord:
     run_id: str | None
     experiment_id: str | None
     run_ended: bool
+
+
+@dataclass(frozen=True)
+class LeadRecord:
+    """Which controller works, until when. `epoch` rises by one with each change."""
+
+    owner: str
+    epoch: int
+    expires_at: float
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from service.artifacts import ArtifactStore
 from service.errors import Conflict, NotFound
+from service.job_events import RegistrationBegins
+from service.job_state import RUNNING
 from service.reconcile import Decision, Deployable, deploy_decision
 from service.records import JobRecord, NewEvent, VersionRecord
 from service.store import Store
@@ -41,13 +43,12 @@ def describe(store: Store, job: JobRecord) -> RunDescription:
 
 
 def finish(store: Store, artifacts: ArtifactStore, mlflow: "MlflowServer", job: JobRecord, run: RunReference) -> None:
-    """Registers the model of a job in phase `registering`, and ends the job as succeeded; or as cancelled, when that
-    was asked for before there was a version.
+    """Registers the model of a job in phase `registering`, and ends the job as succeeded; not a cancelled one.
 
     Raises ArtifactError when the model's files are damaged, and what MLflow and the store raise.
     """
-    if job.cancel_requested and job.model_version is None:
-        store.finish_job(job.id, job.lease_epoch, "cancelled")
+    job, _ = store.apply(job.id, RegistrationBegins(time.time(), job.lease_epoch))
+    if job.status != RUNNING:
         return
     if job.model_name is not None:
         number = mlflow.register(run, registration(artifacts, job, job.model_name))

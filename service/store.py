@@ -1,8 +1,8 @@
 """The store: the truth about datasets, jobs and models. Every SQL statement of the service stands in `store*.py`.
 
-One class of many statements, grouped by noun: datasets, jobs (for users), leases (for controllers), events and points,
-models, idempotency keys. Each method is one transaction; each transition is guarded inside its UPDATE and writes its
-event in the same transaction.
+One class of many statements, grouped by noun: datasets, jobs (for users), leases and the lead (for controllers), events
+and points, models, idempotency keys. Each method is one transaction; each transition is guarded inside its UPDATE and
+writes its event in the same transaction.
 """
 
 from service.database import Database, ping
@@ -10,11 +10,12 @@ from service.store_datasets import DatasetStore
 from service.store_events import EventStore
 from service.store_idempotency import IdempotencyStore
 from service.store_jobs import JobStore
+from service.store_lead import LeadStore
 from service.store_leases import LeaseStore
 from service.store_models import ModelStore
 
 
-class Store(DatasetStore, JobStore, LeaseStore, EventStore, ModelStore, IdempotencyStore):
+class Store(DatasetStore, JobStore, LeaseStore, LeadStore, EventStore, ModelStore, IdempotencyStore):
     """The store behind `url`, a SQLAlchemy URL, whose schema is up to date (`service.migrate`). Threads share it."""
 
     def __init__(self, url: str) -> None:

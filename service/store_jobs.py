@@ -1,12 +1,18 @@
-"""Jobs in the store, as the API sees them: submitted, listed, asked to stop, deleted."""
+"""Jobs in the store, as the API sees them: submitted, listed, asked to pause or end, deleted.
+
+`change` is the one way in which a job's state changes, for users and controllers alike.
+"""
 
 import time
+from dataclasses import fields
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, select, update
 
 from service.database import Database, record
-from service.errors import Conflict, InvalidTransition, NotFound
-from service.job_state import FINAL, QUEUED, is_allowed, on_cancel
+from service.errors import Conflict, NotFound, QueueFull
+from service.job_events import Cancel, Effect, Event, Pause, Resume, Tell, UserEvent
+from service.job_state import FINAL, QUEUED, JobState, state_of, step
 from service.records import JobRecord, Json, NewEvent, Page
 from service.store_events import add_events
 from service.tables import datasets, jobs
@@ -26,15 +32,20 @@ class JobStore:
         plan: Json,
         metadata: dict[str, str],
         model_name: str | None,
+        priority: int = 0,
+        most_queued: int | None = None,
     ) -> JobRecord:
-        """A queued job. NotFound when the dataset has been deleted meanwhile."""
+        """A queued job. NotFound when the dataset has been deleted meanwhile, QueueFull when `most_queued` wait."""
         with self.database.write() as connection:
+            if most_queued is not None and (queued := _count(connection, frozenset({QUEUED}))) >= most_queued:
+                raise QueueFull(queued)
             if connection.execute(select(datasets.c.id).where(datasets.c.id == dataset_id)).first() is None:
                 raise NotFound("dataset", dataset_id)
             connection.execute(
                 insert(jobs).values(
                     id=job_id,
                     name=name,
+                    priority=priority,
                     status=QUEUED,
                     created_at=time.time(),
                     dataset_id=dataset_id,
@@ -83,18 +94,19 @@ class JobStore:
 
     def request_cancel(self, job_id: str) -> JobRecord:
         """Cancel a waiting job, or ask a running one to end. Repeatable. Raises InvalidTransition after another end."""
+        return self._request(job_id, Cancel(time.time()))
+
+    def request_pause(self, job_id: str) -> JobRecord:
+        """Pause a waiting job, or ask a running one to. Repeatable. Raises InvalidTransition where it is too late."""
+        return self._request(job_id, Pause(time.time()))
+
+    def request_resume(self, job_id: str) -> JobRecord:
+        """Queue a paused job again, in the turn it had; take a request to pause back. Repeatable."""
+        return self._request(job_id, Resume(time.time()))
+
+    def _request(self, job_id: str, event: UserEvent) -> JobRecord:
         with self.database.write() as connection:
-            job = get_job(connection, job_id)
-            decision = on_cancel(job.status, job.cancel_requested)
-            if decision is None:
-                raise InvalidTransition(job_id, job.status, "cancelled")
-            if decision.status is not None:
-                change_status(connection, job, decision.status, "cancelled before it started")
-            elif decision.set_flag:
-                add_events(connection, job_id, [NewEvent("log", "info", "asked to cancel", {"cancel_requested": True})])
-            if decision.set_flag:
-                connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
-            return get_job(connection, job_id)
+            return change(connection, job_id, event)[0]
 
     def delete_job(self, job_id: str) -> JobRecord:
         """Remove an ended job with its events and points; Conflict job_not_ended otherwise."""
@@ -108,7 +120,7 @@ class JobStore:
     def count_jobs(self, statuses: frozenset[str]) -> int:
         """How many jobs have one of `statuses`."""
         with self.database.read() as connection:
-            return len(connection.execute(select(jobs.c.id).where(jobs.c.status.in_(statuses))).all())
+            return _count(connection, statuses)
 
 
 def get_job(connection: Connection, job_id: str) -> JobRecord:
@@ -119,16 +131,46 @@ def get_job(connection: Connection, job_id: str) -> JobRecord:
     return record(JobRecord, row)
 
 
-def change_status(connection: Connection, job: JobRecord, status: str, message: str, error: Json | None = None) -> None:
-    """Move `job` to `status`, guarded by the status it was decided for, with its event. The pair must be allowed."""
-    if not is_allowed(job.status, status):
-        raise InvalidTransition(job.id, job.status, status)
-    values: Json = {"status": status, "status_reason": None}
-    if status in FINAL:
-        values |= {"finished_at": time.time(), "error": error, "lease_owner": None, "lease_expires_at": None}
-    changed = connection.execute(update(jobs).where(jobs.c.id == job.id, jobs.c.status == job.status).values(**values))
-    if changed.rowcount != 1:
-        raise InvalidTransition(job.id, job.status, status)
-    level = "error" if status == "failed" else "info"
-    data: Json = {"status": status} | ({"error": error} if error else {})
-    add_events(connection, job.id, [NewEvent("status", level, message, data)])
+def change(
+    connection: Connection, job_id: str, event: Event, values: Json | None = None
+) -> tuple[JobRecord, tuple[Effect, ...]]:
+    """What `step` makes of the job, and what is to be done; its events are written with it.
+
+    `values` are further columns, written if the state changes. The UPDATE is guarded by the state it was decided for:
+    whoever was slower decides again. Raises what `step` raises.
+    """
+    while True:
+        job = get_job(connection, job_id)
+        before = state_of(job)
+        after, effects = step(before, event)
+        if after == before:
+            return job, effects
+        changed = connection.execute(update(jobs).where(*_is(before)).values(**_columns(before, after), **values or {}))
+        if changed.rowcount == 1:
+            add_events(connection, job_id, [effect.event for effect in effects if isinstance(effect, Tell)])
+            return get_job(connection, job_id), effects
+
+
+def _is(state: JobState) -> list[ColumnElement[bool]]:
+    """The job is still in that state, in all that decides."""
+    return [
+        jobs.c.id == state.id,
+        jobs.c.status == state.status,
+        jobs.c.cancel_requested == state.cancel_requested,
+        jobs.c.pause_requested == state.pause_requested,
+        jobs.c.lease_epoch == state.lease_epoch,
+        jobs.c.lease_expires_at.is_not_distinct_from(state.lease_expires_at),
+        jobs.c.registering == state.registering,
+        jobs.c.result.is_not(None) if state.trained else jobs.c.result.is_(None),
+    ]
+
+
+def _columns(before: JobState, after: JobState) -> dict[str, Any]:
+    """What has changed. Another status has no reason yet; that the job is trained shows by its result."""
+    names = [field.name for field in fields(JobState) if field.name != "trained"]
+    changed = {name: value for name in names if (value := getattr(after, name)) != getattr(before, name)}
+    return changed | ({"status_reason": None} if "status" in changed else {})
+
+
+def _count(connection: Connection, statuses: frozenset[str]) -> int:
+    return int(connection.execute(select(func.count()).where(jobs.c.status.in_(statuses))).scalar_one())

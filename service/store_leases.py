@@ -10,11 +10,13 @@ from typing import Any
 from sqlalchemy import Connection, and_, or_, select, update
 
 from service.database import Database, record
-from service.errors import LeaseLost
-from service.job_state import FINAL, QUEUED, RUNNING
+from service.errors import InvalidTransition, LeaseLost
+from service.job_events import Claim, Effect, End, Event, Renew, TrainerEnded
+from service.job_state import FINAL, QUEUED, RUNNING, SUCCEEDED
 from service.records import JobRecord, Json, NewEvent
 from service.store_events import NewPoint, add_events, add_points
-from service.store_jobs import change_status, get_job
+from service.store_jobs import change, get_job
+from service.store_lead import refuse_unless_leading
 from service.tables import jobs
 
 
@@ -23,36 +25,55 @@ class LeaseStore:
 
     database: Database
 
-    def claim_job(self, owner: str, lease_seconds: float) -> JobRecord | None:
-        """The oldest job that waits, or whose lease has run out, now under a lease of `owner` with the next epoch."""
-        now = time.time()
-        expired = and_(jobs.c.status == RUNNING, or_(jobs.c.lease_expires_at.is_(None), jobs.c.lease_expires_at < now))
+    def apply(self, job_id: str, event: Event, values: Json | None = None) -> tuple[JobRecord, tuple[Effect, ...]]:
+        """What has happened to the job: its record then, and what is to be done. See `service.job_state.step`."""
         with self.database.write() as connection:
-            query = select(jobs).where(or_(expired, jobs.c.status == QUEUED)).order_by(jobs.c.number).limit(1)
-            row = connection.execute(query).first()
-            if row is None:
-                return None
-            job = record(JobRecord, row)
-            taken = connection.execute(
+            return change(connection, job_id, event, values)
+
+    def claim_job(self, owner: str, lease_seconds: float, job_id: str | None = None) -> JobRecord | None:
+        """That job (None: the next one) under a lease of `owner` with the next epoch; None: there is nothing to claim.
+
+        Raises LeadLost when another controller leads.
+        """
+        now = time.time()
+        with self.database.write() as connection:
+            refuse_unless_leading(connection, owner)
+            if job_id is None:
+                found = _expired(connection, now) or _in_turn(connection, 1)
+                if not found:
+                    return None
+                job_id = found[0].id
+            try:
+                return change(connection, job_id, Claim(now, owner, lease_seconds))[0]
+            except InvalidTransition:
+                return None  # cancelled or paused since it was seen
+
+    def expired_jobs(self) -> list[JobRecord]:
+        """Running jobs whose lease has run out, in their turn."""
+        with self.database.read() as connection:
+            return _expired(connection, time.time())
+
+    def queued_jobs(self, limit: int) -> list[JobRecord]:
+        """The next jobs that wait: by priority, and first come, first served within one."""
+        with self.database.read() as connection:
+            return _in_turn(connection, limit)
+
+    def explain_wait(self, job_id: str, reason: str | None) -> None:
+        """Why a queued job is not started yet, with a log event when that changes; None: it is simply not its turn."""
+        with self.database.write() as connection:
+            changed = connection.execute(
                 update(jobs)
-                .where(jobs.c.id == job.id, jobs.c.status == job.status, jobs.c.lease_epoch == job.lease_epoch)
-                .values(lease_owner=owner, lease_epoch=job.lease_epoch + 1, lease_expires_at=now + lease_seconds)
+                .where(jobs.c.id == job_id, jobs.c.status == QUEUED, jobs.c.status_reason.is_distinct_from(reason))
+                .values(status_reason=reason)
             )
-            if taken.rowcount != 1:
-                return None
-            if job.status == QUEUED:
-                change_status(connection, job, RUNNING, "started")
-                connection.execute(update(jobs).where(jobs.c.id == job.id).values(started_at=now))
-            return get_job(connection, job.id)
+            if changed.rowcount == 1 and reason is not None:
+                add_events(connection, job_id, [NewEvent("log", "info", reason, {"status_reason": reason})])
 
     def renew_leases(self, owner: str, job_ids: Sequence[str], lease_seconds: float) -> None:
         """Push the end of the owner's leases on those jobs out."""
         with self.database.write() as connection:
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.id.in_(job_ids), jobs.c.lease_owner == owner, jobs.c.status == RUNNING)
-                .values(lease_expires_at=time.time() + lease_seconds)
-            )
+            for job_id in job_ids:
+                change(connection, job_id, Renew(time.time(), owner, lease_seconds))
 
     def leased_jobs(self, owner: str) -> list[JobRecord]:
         """The running jobs under a lease of `owner`, oldest first."""
@@ -88,34 +109,29 @@ class LeaseStore:
 
     def set_result(
         self, job_id: str, epoch: int, result: Json, artifact_sha256: str, model_metadata: Json
-    ) -> JobRecord:
+    ) -> tuple[JobRecord, tuple[Effect, ...]]:
         """What training gave: the job is `registering` from now on. Written once; later calls change nothing."""
         with self.database.write() as connection:
-            job = _held(connection, job_id, epoch)
-            if job.result is None:
-                values = {"result": result, "artifact_sha256": artifact_sha256, "model_metadata": model_metadata}
-                progress = {**(job.progress or {}), "phase": "registering", "eta_seconds": None}
-                _update(connection, job_id, epoch, {**values, "progress": progress})
-            return get_job(connection, job_id)
+            progress = {**(get_job(connection, job_id).progress or {}), "phase": "registering", "eta_seconds": None}
+            values = {"result": result, "artifact_sha256": artifact_sha256, "model_metadata": model_metadata}
+            ended = TrainerEnded(time.time(), epoch, SUCCEEDED)
+            return change(connection, job_id, ended, {**values, "progress": progress})
 
     def finish_job(self, job_id: str, epoch: int, status: str, error: Json | None = None) -> JobRecord:
         """The job's end, with its event."""
-        with self.database.write() as connection:
-            job = _held(connection, job_id, epoch)
-            change_status(connection, job, status, error["message"] if error else status, error)
-            return get_job(connection, job_id)
+        return self.apply(job_id, End(time.time(), epoch, status, error))[0]
 
     def jobs_to_publish(self) -> list[JobRecord]:
         """Jobs that MLflow has not been told all of, oldest first."""
         untold = or_(
             jobs.c.run_id.is_(None),
             jobs.c.published_seq < jobs.c.point_count,
-            and_(jobs.c.status.in_(FINAL), jobs.c.run_ended.is_(False)),
+            jobs.c.status.in_(FINAL),
             and_(jobs.c.status == RUNNING, jobs.c.result.is_not(None)),
         )
-        started = jobs.c.started_at.is_not(None)
+        open_runs = and_(jobs.c.run_ended.is_(False), jobs.c.started_at.is_not(None))  # the index jobs_untold
         with self.database.read() as connection:
-            rows = connection.execute(select(jobs).where(started, untold).order_by(jobs.c.number))
+            rows = connection.execute(select(jobs).where(open_runs, untold).order_by(jobs.c.number))
             return [record(JobRecord, row) for row in rows]
 
     def set_run(self, job_id: str, run_id: str, experiment_id: str) -> None:
@@ -129,6 +145,17 @@ class LeaseStore:
         """MLflow knows that the job has ended."""
         with self.database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(run_ended=True))
+
+
+def _expired(connection: Connection, now: float) -> list[JobRecord]:
+    over = or_(jobs.c.lease_expires_at.is_(None), jobs.c.lease_expires_at <= now)
+    query = select(jobs).where(jobs.c.status == RUNNING, over).order_by(jobs.c.priority.desc(), jobs.c.number)
+    return [record(JobRecord, row) for row in connection.execute(query)]
+
+
+def _in_turn(connection: Connection, limit: int) -> list[JobRecord]:
+    query = select(jobs).where(jobs.c.status == QUEUED).order_by(jobs.c.priority.desc(), jobs.c.number).limit(limit)
+    return [record(JobRecord, row) for row in connection.execute(query)]
 
 
 def _held(connection: Connection, job_id: str, epoch: int) -> JobRecord:

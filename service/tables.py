@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "0001"  # the newest migration; the API compares it with the database before it loads Alembic
+HEAD = "0002"  # the newest migration; the API compares it with the database before it loads Alembic
 
 metadata = MetaData()
 _JSON = JSON(none_as_null=True)
@@ -56,6 +56,7 @@ jobs = Table(
     Column("number", Integer, primary_key=True, autoincrement=True),
     Column("id", String, nullable=False, unique=True),
     Column("name", String, nullable=False),
+    _count("priority"),  # the higher, the earlier
     Column("status", String, nullable=False),
     Column("status_reason", String),
     Column("created_at", Float, nullable=False),
@@ -75,6 +76,7 @@ jobs = Table(
     Column("model_metadata", _JSON),
     Column("model_name", String),  # the registered model's; NULL: the job registers nothing
     Column("model_version", Integer),
+    _flag("registering"),  # MLflow may hold a version of it
     Column("lease_owner", String),
     _count("lease_epoch"),
     Column("lease_expires_at", Float),
@@ -88,6 +90,24 @@ jobs = Table(
     Index("jobs_by_status", "status", "number"),
     Index("jobs_by_dataset", "dataset_id"),
     sqlite_autoincrement=True,
+)
+Index("jobs_in_turn", jobs.c.status, jobs.c.priority.desc(), jobs.c.number)
+# The few whose runs in MLflow are open: the publisher looks through them many times a second.
+Index(
+    "jobs_untold",
+    jobs.c.number,
+    sqlite_where=text("run_ended IS 0 AND started_at IS NOT NULL"),
+    postgresql_where=text("run_ended IS false AND started_at IS NOT NULL"),
+)
+
+# One row: which of several controllers works.
+leads = Table(
+    "leads",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("owner", String, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("expires_at", Float, nullable=False),
 )
 
 events = Table(

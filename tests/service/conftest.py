@@ -77,11 +77,22 @@ class Fill:
         held = self.store.claim_job("filler", 60.0)
         assert held is not None
         assert held.id == job.id
-        result = {"weights_sha256": SHA, "parameters": 9}
-        about = {"signature": signature or SIGNATURE, "input_example": []}
-        self.store.set_result(job.id, held.lease_epoch, result, artifact, about)
+        self.train(job.id, held.lease_epoch, artifact, signature)
         self.store.record_version(job.id, number)
         return self.store.finish_job(job.id, held.lease_epoch, "succeeded")
+
+    def train(
+        self, job_id: str, epoch: int = 1, artifact: str = SHA, signature: dict[str, Any] | None = None
+    ) -> JobRecord:
+        """A claimed job has its result."""
+        result = {"weights_sha256": SHA, "parameters": 9}
+        about = {"signature": signature or SIGNATURE, "input_example": []}
+        return self.store.set_result(job_id, epoch, result, artifact, about)[0]
+
+    def succeed(self, job_id: str, epoch: int = 1) -> JobRecord:
+        """A claimed job ends well."""
+        self.train(job_id, epoch)
+        return self.store.finish_job(job_id, epoch, "succeeded")
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_a_list_is_oldest_first_and_goes_on_behind_any_event(api: Api, job: str)
     assert [entry["id"] for entry in api.client.get(f"/v1/jobs/{job}/events?after=3").json()["data"]] == [4]
     assert api.client.get("/v1/jobs/job_none/events").status_code == 404
     assert api.client.get("/v1/jobs/job_none/events", headers=STREAM).status_code == 404
-    api.store.finish_job(job, 1, "succeeded")
+    api.fill.succeed(job)
 
 
 def test_a_stream_is_live_and_ends_with_the_job(api: Api, job: str) -> None:
@@ -69,7 +69,7 @@ def test_a_stream_is_live_and_ends_with_the_job(api: Api, job: str) -> None:
         for number in range(5):  # each is seen before the next is said
             say(api, job, f"line {number}")
             assert next(found)["message"] == f"line {number}"
-        api.store.finish_job(job, 1, "succeeded")
+        api.fill.succeed(job)
         assert [entry["data"] for entry in found] == [{"status": "succeeded"}]
 
 
@@ -88,7 +88,7 @@ def test_a_stream_that_broke_off_is_taken_up_without_a_gap(api: Api, job: str) -
             found = events(answer.iter_lines())
             for _ in range(7):  # and then the connection is dropped
                 if not writer.is_alive() and len(seen) == 2 + 60:
-                    api.store.finish_job(job, 1, "succeeded")
+                    api.fill.succeed(job)
                 entry = next(found, None)
                 ended = entry is None
                 if entry is None:
@@ -99,7 +99,7 @@ def test_a_stream_that_broke_off_is_taken_up_without_a_gap(api: Api, job: str) -
 
 
 def test_an_ended_jobs_stream_gives_what_was_missed_and_ends(api: Api, job: str) -> None:
-    api.store.finish_job(job, 1, "succeeded")
+    api.fill.succeed(job)
     for last, expected in (("0", [1, 2, 3]), ("2", [3]), ("3", []), ("99", [])):
         with api.client.stream("GET", f"/v1/jobs/{job}/events", headers=STREAM | {"Last-Event-ID": last}) as answer:
             assert [entry["id"] for entry in events(answer.iter_lines())] == expected
@@ -140,7 +140,7 @@ def test_streams_go_on_after_the_store_has_failed_for_a_while(api: Api, job: str
         say(api, job, "still here")
         assert next(events(answer.iter_lines()))["message"] == "still here"
         assert time.perf_counter() - said < 10  # and not by the next heartbeat
-        api.store.finish_job(job, 1, "succeeded")
+        api.fill.succeed(job)
 
 
 def free_port() -> int:
@@ -174,4 +174,4 @@ def test_an_open_stream_does_not_keep_the_service_from_ending(api: Api, job: str
                 assert list(found) == []  # an orderly end, which the client takes up again elsewhere
         assert process.wait(15) in (0, -signal.SIGTERM)
         assert time.perf_counter() - asked < 10
-    api.store.finish_job(job, 1, "succeeded")
+    api.fill.succeed(job)

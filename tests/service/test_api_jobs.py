@@ -151,7 +151,7 @@ def test_metrics_are_series_against_steps(api: Api) -> None:
     assert series["validation_loss"] == {"steps": [50], "values": [None]}
     thin = api.client.get(f"/v1/jobs/{job}/metrics?max_points=4").json()["series"]["train_loss"]["steps"]
     assert thin == [1, 34, 67, 100]
-    api.store.finish_job(job, 1, "succeeded")
+    api.fill.succeed(job)
     error(api.client.post(f"/v1/jobs/{job}/cancel"), 409, "invalid_transition")
 
 

@@ -1,79 +1,250 @@
-"""A job's life, walked at random: only allowed pairs, a final status stays, asking to cancel twice is asking once."""
+"""A job's life, walked at random: only allowed pairs, a final status stays, asking twice is asking once."""
 
+from dataclasses import replace
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.errors import InvalidTransition, LeaseLost
+from service.job_events import (
+    Cancel,
+    Claim,
+    Do,
+    Effect,
+    End,
+    Event,
+    Pause,
+    RegistrationBegins,
+    Renew,
+    Resume,
+    TakeOver,
+    Tell,
+    TrainerEnded,
+    TrainerLost,
+    TrainerMissing,
+    TrainerRuns,
+)
 from service.job_state import (
     ALLOWED,
     CANCELLED,
+    FAILED,
     FINAL,
     PAUSED,
     QUEUED,
     RUNNING,
     STATUSES,
-    is_allowed,
+    SUCCEEDED,
+    JobState,
     is_claimable,
-    on_cancel,
+    step,
 )
 
-statuses = st.sampled_from(STATUSES)
+ERROR = {"code": "internal", "message": "broken"}
+QUEUED_JOB = JobState("job_1")
+RUNNING_JOB = JobState("job_1", RUNNING, False, False, "one", 3, 100.0, started_at=1.0)
+TRAINED_JOB = replace(RUNNING_JOB, trained=True)
+PAUSED_JOB = JobState("job_1", PAUSED, lease_epoch=3, started_at=1.0)
+
+times, epochs = st.floats(0, 200), st.integers(0, 5)
+errors = st.one_of(st.none(), st.just(ERROR))
+EVENTS: st.SearchStrategy[Event] = st.one_of(
+    st.builds(Cancel, times),
+    st.builds(Pause, times),
+    st.builds(Resume, times),
+    st.builds(Claim, times, st.sampled_from(["one", "two"]), st.floats(0, 50)),
+    st.builds(Renew, times, st.sampled_from(["one", "two"]), st.floats(0, 50)),
+    st.builds(TakeOver, times),
+    st.builds(TrainerMissing, times, epochs),
+    st.builds(TrainerRuns, times, epochs),
+    st.builds(TrainerEnded, times, epochs, st.sampled_from([SUCCEEDED, FAILED, CANCELLED, PAUSED]), errors),
+    st.builds(TrainerLost, times, epochs, st.just("lost"), errors),
+    st.builds(RegistrationBegins, times, epochs),
+    st.builds(End, times, epochs, st.sampled_from([SUCCEEDED, FAILED]), errors),
+)
+
+
+def after(state: JobState, event: Event) -> JobState:
+    return step(state, event)[0]
+
+
+def deeds(state: JobState, event: Event) -> list[Effect]:
+    return [effect for effect in step(state, event)[1] if isinstance(effect, Do)]
 
 
 def test_no_way_leads_out_of_a_final_status_and_one_leads_out_of_every_other() -> None:
-    starts = {current for current, _ in ALLOWED}
-    assert starts == set(STATUSES) - FINAL
+    assert {current for current, _ in ALLOWED} == set(STATUSES) - FINAL
     assert all(current != following for current, following in ALLOWED)
 
 
-def test_every_status_is_reached_from_queued_and_ends_are_reached_from_every_status() -> None:
+def test_every_status_is_reached_from_queued_and_cancelled_from_every_other() -> None:
     reached = {QUEUED}
     for _ in STATUSES:
         reached |= {following for current, following in ALLOWED if current in reached}
     assert reached == set(STATUSES)
-    for status in set(STATUSES) - FINAL:
-        assert is_allowed(status, CANCELLED)
+    assert {(status, CANCELLED) for status in set(STATUSES) - FINAL} <= ALLOWED
 
 
-@given(st.lists(st.one_of(statuses, st.just("cancel please")), max_size=30))
-def test_any_walk_keeps_the_rules(wishes: list[str]) -> None:
-    """The walk obeys the decisions as the store does: a wish that is not allowed changes nothing."""
-    status, asked = QUEUED, False
-    for wish in wishes:
-        before = status
-        if wish == "cancel please":
-            decision = on_cancel(status, asked)
-            assert (decision is None) == (status in FINAL - {CANCELLED})
-            if decision is not None:
-                asked = asked or decision.set_flag
-                status = decision.status or status
-        elif is_allowed(status, wish):
-            status = wish
-        assert before == status or (before, status) in ALLOWED
-        assert before not in FINAL or status == before
+@given(st.lists(EVENTS, max_size=40))
+def test_any_walk_keeps_the_rules(events: list[Event]) -> None:
+    """Refusals change nothing, as in the store."""
+    state = QUEUED_JOB
+    for event in events:
+        try:
+            following, effects = step(state, event)
+        except (InvalidTransition, LeaseLost):
+            continue
+        told = [effect.event for effect in effects if isinstance(effect, Tell)]
+        if following.status == state.status:
+            assert not [event for event in told if event.type == "status"]
+        else:
+            assert (state.status, following.status) in ALLOWED
+            assert [event.data["status"] for event in told if event.type == "status"] == [following.status]
+        if state.status in FINAL:
+            assert following == state
+        assert following.lease_epoch - state.lease_epoch == isinstance(event, Claim)
+        assert (following.lease_owner is None) == (following.status != RUNNING)
+        assert following.trained >= state.trained
+        assert following.registering <= following.trained
+        assert following.cancel_requested >= state.cancel_requested
+        assert following.pause_requested <= (following.status == RUNNING)
+        assert (following.finished_at is not None) == (following.status in FINAL)
+        assert following.status != SUCCEEDED or following.trained
+        assert following.status != FAILED or following.error is not None or isinstance(event, TrainerEnded | End)
+        state = following
 
 
-@given(statuses, st.booleans())
-def test_asking_to_cancel_again_changes_nothing_more(status: str, asked: bool) -> None:
-    first = on_cancel(status, asked)
-    if first is None:
+@given(EVENTS, st.sampled_from([QUEUED_JOB, RUNNING_JOB, TRAINED_JOB, PAUSED_JOB]))
+def test_what_comes_twice_changes_nothing_more(event: Event, state: JobState) -> None:
+    """But for a claim: that is refused, or counted."""
+    try:
+        once = after(state, event)
+        twice = after(once, event)
+    except (InvalidTransition, LeaseLost):
         return
-    again = on_cancel(first.status or status, asked or first.set_flag)
-    assert again is not None
-    assert again.status is None
-    assert not again.set_flag
+    assert isinstance(event, Claim) or twice == once
 
 
-def test_a_job_that_nobody_works_on_is_cancelled_at_once_and_a_running_one_is_asked() -> None:
-    for status in (QUEUED, PAUSED):
-        decision = on_cancel(status, False)
-        assert decision is not None
-        assert decision.status == CANCELLED
-    running = on_cancel(RUNNING, False)
-    assert running is not None
-    assert (running.status, running.set_flag) == (None, True)
+@pytest.mark.parametrize(
+    "event",
+    [
+        TrainerMissing(5.0, 2),
+        TrainerRuns(5.0, 2),
+        TrainerEnded(5.0, 2, SUCCEEDED),
+        TrainerLost(5.0, 2, "lost"),
+        RegistrationBegins(5.0, 2),
+        End(5.0, 2, FAILED, ERROR),
+    ],
+)
+@pytest.mark.parametrize("state", [RUNNING_JOB, TRAINED_JOB, PAUSED_JOB, QUEUED_JOB])
+def test_a_former_controller_is_refused(event: Event, state: JobState) -> None:
+    with pytest.raises(LeaseLost):
+        step(state, event)
 
 
-@given(statuses, st.one_of(st.none(), st.floats(0, 10)), st.floats(0, 10))
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        (QUEUED_JOB, CANCELLED),
+        (PAUSED_JOB, CANCELLED),
+        (RUNNING_JOB, RUNNING),
+        (TRAINED_JOB, CANCELLED),  # MLflow has not heard of its model, and may be down for hours
+        (replace(TRAINED_JOB, registering=True), RUNNING),
+    ],
+)
+def test_where_nobody_works_on_a_job_it_is_cancelled_at_once(state: JobState, status: str) -> None:
+    asked = after(state, Cancel(5.0))
+    assert (asked.status, asked.cancel_requested) == (status, True)
+
+
+@pytest.mark.parametrize("status", [SUCCEEDED, FAILED])
+def test_another_end_is_not_cancelled_paused_or_resumed(status: str) -> None:
+    ended = JobState("job_1", status, finished_at=5.0)
+    for event in (Cancel(6.0), Pause(6.0), Resume(6.0)):
+        with pytest.raises(InvalidTransition):
+            step(ended, event)
+
+
+def test_a_request_to_cancel_wins_until_the_registration_begins() -> None:
+    asked = replace(RUNNING_JOB, cancel_requested=True)
+    assert deeds(asked, TrainerRuns(5.0, 3)) == [Do.CANCEL]
+    for outcome in (CANCELLED, SUCCEEDED, PAUSED):
+        assert after(asked, TrainerEnded(5.0, 3, outcome)).status == CANCELLED
+    assert after(asked, TrainerEnded(5.0, 3, FAILED, ERROR)).status == FAILED
+    assert after(asked, TrainerMissing(5.0, 3)).status == CANCELLED
+    begun = after(TRAINED_JOB, RegistrationBegins(5.0, 3))
+    assert after(after(begun, Cancel(6.0)), RegistrationBegins(7.0, 3)).registering  # again, after an outage
+    assert after(after(begun, Cancel(6.0)), End(7.0, 3, SUCCEEDED)).status == SUCCEEDED
+
+
+def test_a_job_pauses_at_once_or_when_its_trainer_has_written_a_checkpoint() -> None:
+    assert after(QUEUED_JOB, Pause(5.0)).status == PAUSED
+    asked = after(RUNNING_JOB, Pause(5.0))
+    assert (asked.status, asked.pause_requested) == (RUNNING, True)
+    assert deeds(asked, TrainerRuns(6.0, 3)) == [Do.PAUSE]
+    paused = after(asked, TrainerEnded(7.0, 3, PAUSED))
+    assert (paused.status, paused.pause_requested, paused.lease_owner) == (PAUSED, False, None)
+    assert after(asked, TrainerMissing(7.0, 3)).status == PAUSED
+    assert after(paused, Resume(8.0)).status == QUEUED
+
+
+def test_a_pause_that_comes_too_late_is_forgotten_and_refused_afterwards() -> None:
+    trained = after(after(RUNNING_JOB, Pause(5.0)), TrainerEnded(6.0, 3, SUCCEEDED))
+    assert (trained.status, trained.trained, trained.pause_requested) == (RUNNING, True, False)
+    with pytest.raises(InvalidTransition, match="nothing is left to train"):
+        step(trained, Pause(7.0))
+    with pytest.raises(InvalidTransition, match="asked to cancel"):
+        step(replace(RUNNING_JOB, cancel_requested=True), Pause(7.0))
+
+
+def test_a_withdrawn_pause_is_none() -> None:
+    withdrawn = after(after(RUNNING_JOB, Pause(5.0)), Resume(6.0))
+    assert withdrawn == RUNNING_JOB
+    ended = after(withdrawn, TrainerEnded(7.0, 3, PAUSED))  # it had heard of the pause alone
+    assert ended.status == RUNNING
+    assert is_claimable(ended, 7.0)
+
+
+@pytest.mark.parametrize("state", [QUEUED_JOB, RUNNING_JOB])
+def test_what_is_not_paused_need_not_be_resumed(state: JobState) -> None:
+    assert step(state, Resume(5.0)) == (state, ())
+
+
+def test_a_lost_trainer_gives_the_lease_back_until_it_has_been_lost_too_often() -> None:
+    lost, effects = step(RUNNING_JOB, TrainerLost(5.0, 3, "gone"))
+    assert (lost.status, is_claimable(lost, 5.0), Do.KILL in effects) == (RUNNING, True, True)
+    again = after(lost, Claim(6.0, "two", 10.0))
+    assert (again.lease_owner, again.lease_epoch, again.lease_expires_at, again.started_at) == ("two", 4, 16.0, 1.0)
+    failed = after(RUNNING_JOB, TrainerLost(5.0, 3, "gone", ERROR))
+    assert (failed.status, failed.error) == (FAILED, ERROR)
+
+
+def test_a_job_that_is_not_trained_does_not_succeed() -> None:
+    for event in (End(5.0, 3, SUCCEEDED), RegistrationBegins(5.0, 3)):
+        with pytest.raises(InvalidTransition):
+            step(RUNNING_JOB, event)
+
+
+@given(st.sampled_from(STATUSES), st.one_of(st.none(), st.floats(0, 10)), st.floats(0, 10))
 def test_a_live_lease_is_never_claimed_from_its_owner(status: str, expires: float | None, now: float) -> None:
-    claimable = is_claimable(status, expires, now)
-    assert claimable == (status == QUEUED or (status == RUNNING and (expires is None or expires < now)))
+    state = JobState("job_1", status, lease_owner="one", lease_expires_at=expires)
+    expected = status == QUEUED or (status == RUNNING and (expires is None or expires <= now))
+    assert is_claimable(state, now) == expected
+    if expected:
+        assert after(state, Claim(now, "two", 5.0)).lease_owner == "two"
+    else:
+        with pytest.raises(InvalidTransition):
+            step(state, Claim(now, "two", 5.0))
+
+
+def test_only_the_owner_renews() -> None:
+    assert after(RUNNING_JOB, Renew(50.0, "one", 60.0)).lease_expires_at == 110.0
+    assert after(RUNNING_JOB, Renew(50.0, "two", 60.0)) == RUNNING_JOB
+    assert after(QUEUED_JOB, Renew(50.0, "one", 60.0)) == QUEUED_JOB
+
+
+def test_events_are_data_that_says_what_happened() -> None:
+    told: Any = step(RUNNING_JOB, End(5.0, 3, FAILED, ERROR))[1][0]
+    assert (told.event.level, told.event.message) == ("error", "broken")
+    assert told.event.data == {"status": FAILED, "error": ERROR}

@@ -52,7 +52,7 @@ def test_only_an_ended_job_is_deleted_and_with_all_that_is_its(store: Store, fil
     store.set_progress(job.id, 1, {}, [("loss", 1, 0.5, 1.0)])
     with pytest.raises(Conflict):
         store.delete_job(job.id)
-    store.finish_job(job.id, 1, "succeeded")
+    fill.succeed(job.id)
     store.delete_job(job.id)
     with pytest.raises(NotFound):
         store.get_job(job.id)

@@ -134,8 +134,8 @@ def test_a_job_cannot_go_where_no_pair_leads(store: Store, fill: Fill) -> None:
 def test_a_result_is_written_once(store: Store, fill: Fill) -> None:
     fill.job()
     job = claimed(store)
-    first = store.set_result(job.id, 1, {"steps": 9}, SHA, {"signature": SIGNATURE})
-    again = store.set_result(job.id, 1, {"steps": 10}, "cd" * 32, {"signature": {}})
+    first = store.set_result(job.id, 1, {"steps": 9}, SHA, {"signature": SIGNATURE})[0]
+    again = store.set_result(job.id, 1, {"steps": 10}, "cd" * 32, {"signature": {}})[0]
     assert again == first
     assert (first.result, first.artifact_sha256) == ({"steps": 9}, SHA)
     assert (first.progress or {})["phase"] == "registering"
@@ -165,7 +165,7 @@ def test_what_mlflow_has_not_been_told_is_to_be_published(store: Store, fill: Fi
     assert waits()
     store.mark_published(job.id, 1)
     assert not waits()
-    store.finish_job(job.id, 1, "succeeded")
+    fill.succeed(job.id)
     assert waits()
     store.mark_run_ended(job.id)
     assert not waits()
