@@ -17,8 +17,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.contenders import CONTENDERS, Array, Case, Contender, hold_to_threads
+from benchmarks import contenders, peers
+from benchmarks.contenders import Array, Case, Contender, hold_to_threads
 
+CONTENDERS = contenders.CONTENDERS | peers.PEERS
 ROOT = Path(__file__).resolve().parents[1]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
