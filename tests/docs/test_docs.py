@@ -7,12 +7,15 @@ from pathlib import Path
 import click
 import pytest
 from pydantic import BaseModel
+from ruamel.yaml import YAML
 
 from service.app import create_app
 from service.cli import main
 from service.fields import Section
+from service.resolve import Limits, resolve
 from service.routes.unsupported import ROUTES
 from service.schemas import JobSpec
+from service.schemas_network import GraphNode, Layer
 from service.settings import SETTINGS, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +89,26 @@ def test_every_spec_field_stands_in_the_docs() -> None:
     assert "optimizer.learning_rate" in found
     for path in found:
         assert f"`{path}`" in text, path
+
+
+@pytest.mark.parametrize("model", [Layer, GraphNode])
+def test_every_field_of_a_layer_stands_in_the_docs(model: type[Section]) -> None:
+    text = (DOCS / "spec.md").read_text().split("Fields of")
+    table = text[2 if model is GraphNode else 1]
+    for name in model.model_fields:
+        assert f"`{name}`" in table, name
+
+
+def test_every_example_of_a_spec_is_one() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / "spec.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        spec = {"dataset": "digits", "target": "label"} | YAML(typ="safe", pure=True).load(block)
+        columns = [{"name": "x", "type": "number", "distinct": 9, "missing": 0}]
+        columns += [{"name": "label", "type": "integer", "distinct": 3, "missing": 0, "values": [0, 1, 2]}]
+        dataset = {"id": "ds_1", "name": "digits", "rows": 500, "columns": columns}
+        found = resolve(JobSpec.model_validate(spec), dataset, Limits(10**8, 16))
+        assert found.plan["layers"]
 
 
 def test_every_direct_dependency_has_its_reason() -> None:

@@ -23,6 +23,17 @@ BODIES: list[bytes] = [
     b'{"dataset": "table", "target": "kind", "metadata": {"a\\u0000": "\\u0000"}}',
     b'{"dataset": "\\u0000", "target": "kind"}',
     b'{"dataset": "table", "target": "kind", "network": {"hidden": [1e300, 4]}}',
+    b'{"dataset": "table", "target": "kind", "network": {"activation": {"name": "elu", "alpha": 1'
+    + b"0" * 400
+    + b"}}}",
+    b'{"dataset": "table", "target": "kind", "network": {"activation": {"name": {}, "alpha": null}}}',
+    b'{"dataset": "table", "target": "kind", "network": {"layers": [{"units": 1e300}, null]}}',
+    b'{"dataset": "table", "target": "kind", "network": {"layers": ' + b"[" * 500 + b"]" * 500 + b"}}",
+    b'{"dataset": "table", "target": "kind", "network": {"graph": [{"name": "\\ud800", "inputs": ["features"]}]}}',
+    b'{"dataset": "table", "target": "kind", "network": {"graph": [{"name": "a", "inputs": ["a"], "units": 1}]}}',
+    b'{"dataset": "table", "target": "kind", "network": {"graph": [{"name": "a", "inputs": [{}], "operation": []}]}}',
+    b'{"dataset": "table", "target": "kind", "loss": {"name": ["huber"], "delta": {}}}',
+    b'{"dataset": "table", "target": "kind", "training": {"class_weight": {"\\u0000": 1, "": 1e400}}}',
     b'{"dataset": "table", "target": "kind", "training": {"seed": 1' + b"0" * 400 + b"}}",
     b'{"version": 99999999999999999999999999}',
     b'{"version": 1e400}',
