@@ -5,6 +5,7 @@ Real processes, with pids of their own, to be killed.
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -81,6 +82,7 @@ class Processes:
 
     def __init__(self, kind: type = GradientWorker) -> None:
         self.all: list[Process] = []
+        self.released: list[str] = []
         self._kind = kind
 
     def recruit(self, kind: type | None = None) -> Remote:
@@ -100,11 +102,18 @@ class Processes:
             found.append(value)
         return found
 
+    def wait(self, references: Sequence[tuple[Process, int]], seconds: float) -> None:
+        if not any(map(self.is_ready, references)):
+            multiprocessing.connection.wait([process.connection for process, _ in references], seconds)
+
     def is_ready(self, reference: tuple[Process, int]) -> bool:
         return reference[0].receive(False, reference[1])
 
     def is_alive(self, remote: Remote) -> bool:
         return next(process for process in self.all if process.name == remote.name).process.is_alive()
+
+    def release(self, remote: Remote) -> None:
+        self.released.append(remote.name)
 
     def dismiss(self, remote: Remote) -> None:
         next(process for process in self.all if process.name == remote.name).process.kill()

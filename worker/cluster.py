@@ -89,6 +89,9 @@ class RayTransport:
     def is_alive(self, remote: Remote) -> bool:
         return _answers(remote.name)
 
+    def wait(self, references: Sequence[Any], seconds: float) -> None:
+        ray.wait(list(references), timeout=seconds)
+
     def is_ready(self, reference: Any) -> bool:
         return bool(ray.wait([reference], timeout=0)[0])
 
@@ -97,6 +100,9 @@ class RayTransport:
         self._recruits.append(name)  # before it exists: who lists the actors, then asks for the crew, finds it there
         _create(name)
         return RayRemote(name)
+
+    def release(self, remote: Remote) -> None:
+        """It stays among the job's actors, and goes back into the pool with them."""
 
     def dismiss(self, remote: Remote) -> None:
         _kill(remote.name)
@@ -173,6 +179,10 @@ class TrainerHandle:
     def cancel(self) -> None:
         """Ask the job to end; its outcome will be `cancelled`, or another that came before."""
         self._call("cancel")
+
+    def pause(self) -> None:
+        """Ask the job to write a checkpoint and end; its outcome will be `paused`, or another that came before."""
+        self._call("pause")
 
     def _call(self, method: str, *arguments: Any, timeout: float = ANSWER_S) -> Any:
         try:

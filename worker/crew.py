@@ -1,12 +1,14 @@
 """The workers of one job: who takes part, who is about to, who was lost. What every exchange over processes needs.
 
-A worker takes part once it has attached and proved that it computes the same bits as the first. For one that dies a new
-one is recruited, and joins when it is ready; more than FAILURES_ALLOWED deaths a minute end the job.
+A worker takes part once it has attached and proved that it computes the same bits as the first. So many as are wanted
+take part: for one that dies another is recruited, and joins between two steps when it is ready; more than
+FAILURES_ALLOWED deaths a minute end the job. Where too many take part, the surplus leaves between two steps.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from worker.errors import RemoteLost, TooManyFailures
@@ -15,6 +17,10 @@ from worker.plan import Attached, StepPlan, TrainerEvent
 
 Reference = Any  # what a call returns at once, in place of its result
 FAILURES_ALLOWED, FAILURE_WINDOW_S = 30, 60.0
+GATHER_S = 10.0  # a job begins without those that have not attached by then, if others have
+JOIN_S = 60.0  # a recruit that has not attached by then is given up, and another one sought
+AGAIN_S = 1.0  # where no worker was to be had, so long until the next try
+LOOK_S = 0.2  # who waits for workers asks so often whether to go on
 
 
 class Remote(Protocol):
@@ -32,21 +38,36 @@ class Transport(Protocol):
     def get(self, references: Sequence[Reference]) -> list[Any]:
         """The results. Raises RemoteLost if a process that they depend on died, or the error that the call raised."""
 
+    def wait(self, references: Sequence[Reference], seconds: float) -> None:
+        """Return when `get` would not wait for one of them, or after `seconds`."""
+
     def is_alive(self, remote: Remote) -> bool:
         """Whether the process still answers; one that does not is killed."""
 
     def is_ready(self, reference: Reference) -> bool:
         """Whether `get` would not wait."""
 
-    def recruit(self) -> Remote:
-        """A new worker; its first answer may take a while."""
+    def recruit(self) -> Remote | None:
+        """A worker that is nobody else's; its first answer may take a while. None: there is room for none now."""
+
+    def release(self, remote: Remote) -> None:
+        """A worker that was told to detach is not this job's any more: others may recruit it."""
 
     def dismiss(self, remote: Remote) -> None:
         """End a worker that takes no part."""
 
 
+@dataclass(frozen=True)
+class _Joining:
+    """A worker that was asked to attach at `since`, by the crew's clock."""
+
+    worker: Remote
+    call: Reference
+    since: float
+
+
 class Crew:
-    """Workers by their places: `members` take part, in an order that stays until one is lost or joins."""
+    """Workers by their places: `members` take part, in an order that stays until one is lost, leaves or joins."""
 
     def __init__(
         self,
@@ -55,36 +76,69 @@ class Crew:
         transport: Transport,
         tell: Tell,
         clock: Callable[[], float] = time.monotonic,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begins to attach `workers`; `admit` waits for them."""
-        self._plan, self._transport, self._tell, self._clock = plan, transport, tell, clock
-        self._joining = [(worker, worker.call("attach", plan)) for worker in workers]
+        """Begins to attach `workers`; `admit` waits for them, and calls `look` meanwhile, which may raise."""
+        self._plan, self._transport, self._tell, self._clock, self._look = plan, transport, tell, clock, look
+        self._joining: list[_Joining] = []
+        for worker in workers:
+            self._attach(worker)
         self._lost_at: deque[float] = deque()
+        self._try_again_at = clock()
+        self._scaling: tuple[int, float] | None = None  # from how many, when it was asked for
+        self.wanted = len(workers)  # so many are to take part
         self.members: list[Remote] = []
         self.attached: dict[str, Attached] = {}  # by the worker's name
         self.failures = 0
         self.numerics = ""
         self.only_machine: str | None = None  # where set, workers of other machines take no part
 
+    def scale(self, workers: int) -> None:
+        """Want so many, from 1 to one a shard: `admit` lets the surplus go, and those that are missing are recruited.
+
+        An event tells when as many take part.
+        """
+        self.wanted = max(1, min(workers, self._plan.shards))
+        self._scaling = len(self.members), self._clock()
+        self._try_again_at = self._clock()
+        while self._joining and len(self.members) + len(self._joining) > self.wanted:
+            self._transport.dismiss(self._joining.pop().worker)
+        self._tell_scaled()
+
+    def call_up(self) -> None:
+        """Recruit as many as are missing, as far as there are any to be had."""
+        now = self._clock()
+        for late in [each for each in self._joining if now - each.since > JOIN_S]:
+            self._joining.remove(late)
+            self._transport.dismiss(late.worker)
+            message = f"{late.worker.name} did not come up within {JOIN_S:g} s; another one is sought"
+            self._say("fault", "warning", message, {"worker": late.worker.name})
+        while now >= self._try_again_at and len(self.members) + len(self._joining) < self.wanted:
+            worker = self._transport.recruit()
+            if worker is None:
+                self._try_again_at = now + AGAIN_S
+            else:
+                self._attach(worker)
+
     @property
-    def someone_is_ready(self) -> bool:
-        """Whether `admit` would find a worker that has attached meanwhile."""
-        return any(self._transport.is_ready(call) for _, call in self._joining)
+    def is_to_change(self) -> bool:
+        """Whether `admit` would let somebody join or leave."""
+        return len(self.members) > self.wanted or any(self._transport.is_ready(each.call) for each in self._joining)
 
     def admit(self, wait: bool) -> None:
-        """Let workers that have attached take part. `wait`: for all that are on their way, and until there is one.
+        """Let workers that have attached take part, and the surplus leave, who all must be at nothing.
 
+        `wait`: for all that are on their way, or GATHER_S where there is one by then; and as long as there is none.
         RemoteLost when no worker is left that may take part.
         """
-        while self._joining:
-            for worker, call in list(self._joining):
-                if wait or self._transport.is_ready(call):
-                    self._joining.remove((worker, call))
-                    self._admit_one(worker, call)
-            if not wait or self.members:
-                return
-        if wait and not self.members:
-            raise RemoteLost(f"no worker is left that computes the bits of {self.numerics}")
+        if wait:
+            self._gather()
+        self._admit_ready()
+        while len(self.members) > self.wanted:
+            worker = self.members.pop()
+            worker.call("detach")
+            self._transport.release(worker)
+        self._tell_scaled()
 
     def lose(self, dead: Sequence[Remote], step: int, error: Exception, began: float) -> None:
         """Go on without `dead`, who died in `step`; recruit as many. Waits for them only when nobody else is left.
@@ -93,31 +147,60 @@ class Crew:
         """
         self.members = [worker for worker in self.members if worker not in dead]
         self._count_failures(len(dead), error)
-        for _ in dead:
-            self._recruit()
+        self.call_up()
         self.admit(wait=not self.members)
         cost_ms = round(1000 * (self._clock() - began))
         names = [worker.name for worker in dead]
         message = f"lost {', '.join(names)} in step {step}; its shards went to others within {cost_ms} ms"
-        data = {"workers": names, "step": step, "cost_ms": cost_ms}
-        self._tell(TrainerEvent("fault", "warning", message, data, time.time()))
+        self._say("fault", "warning", message, {"workers": names, "step": step, "cost_ms": cost_ms})
 
     def close(self) -> None:
         """Let all of them go."""
-        for worker, _ in self._joining:
-            self._transport.dismiss(worker)
+        for each in self._joining:
+            self._transport.dismiss(each.worker)
         for worker in self.members:
             try:
                 self._transport.get([worker.call("detach")])
             except RemoteLost:
                 continue  # it has nothing to let go any more
 
+    # Joining.
+
+    def _attach(self, worker: Remote) -> None:
+        self._joining.append(_Joining(worker, worker.call("attach", self._plan), self._clock()))
+
+    def _gather(self) -> None:
+        """Wait, as `admit` says. The first members stand in the order of the workers, however soon each is ready."""
+        began, told = self._clock(), False
+        while self._joining or not self.members:
+            is_late = self._clock() - began > GATHER_S
+            waiting = [each.call for each in self._joining if not self._transport.is_ready(each.call)]
+            if is_late or not waiting:
+                self._admit_ready()
+            if self.members and (is_late or not self._joining):
+                return
+            if not self.wanted:
+                raise RemoteLost(f"no worker is left that computes the bits of {self.numerics}")
+            if is_late and not told:
+                told = True
+                data = {"waited_seconds": round(self._clock() - began, 1), "wanted": self.wanted}
+                self._say("log", "warning", "waiting for a worker: none has come up, or no worker slot is free", data)
+            self._look()
+            self.call_up()
+            self._transport.wait([each.call for each in self._joining], LOOK_S)
+
+    def _admit_ready(self) -> None:
+        for each in list(self._joining):
+            if self._transport.is_ready(each.call):
+                self._joining.remove(each)
+                self._admit_one(each.worker, each.call)
+
     def _admit_one(self, worker: Remote, call: Reference) -> None:
         try:
             found: Attached = self._transport.get([call])[0]
         except RemoteLost as error:
             self._count_failures(1, error)
-            self._recruit()
+            self.call_up()
             return
         self.numerics = self.numerics or found.numerics
         if found.numerics == self.numerics and self.only_machine in (None, found.machine):
@@ -125,14 +208,24 @@ class Crew:
             self.attached[worker.name] = found
             return
         self._transport.dismiss(worker)
+        self.wanted -= 1  # whoever came in its place might be of the same kind
         data = {"worker": worker.name, "numerics": found.numerics, "expected": self.numerics}
         other = "is on another machine" if found.numerics == self.numerics else "computes other bits"
         message = f"{worker.name} {other} than the rest, and takes no part"
-        self._tell(TrainerEvent("fault", "warning", message, data, time.time()))
+        self._say("fault", "warning", message, data)
 
-    def _recruit(self) -> None:
-        worker = self._transport.recruit()
-        self._joining.append((worker, worker.call("attach", self._plan)))
+    # Telling.
+
+    def _tell_scaled(self) -> None:
+        """The event of a scaling that is complete."""
+        if self._scaling is not None and len(self.members) == self.wanted:
+            (before, began), self._scaling = self._scaling, None
+            cost_ms = round(1000 * (self._clock() - began))
+            data = {"from": before, "to": self.wanted, "cost_ms": cost_ms}
+            self._say("log", "info", f"scaled from {before} to {self.wanted} workers within {cost_ms} ms", data)
+
+    def _say(self, kind: str, level: str, message: str, data: dict[str, Any]) -> None:
+        self._tell(TrainerEvent(kind, level, message, data, time.time()))
 
     def _count_failures(self, count: int, error: Exception) -> None:
         now = self._clock()

@@ -35,6 +35,9 @@ class Exchange(Protocol):
     def numerics(self) -> str:
         """The fingerprint that all workers share."""
 
+    def scale(self, workers: int) -> None:
+        """Go on with so many workers, at most one a shard: fewer from the next steps on, more as they come up."""
+
     def run_steps(self, count: int) -> list[StepReport]:
         """Commit the next `count` steps. Raises Diverged; TooManyFailures."""
 
@@ -77,6 +80,9 @@ class InProcessExchange:
         self.numerics = self._worker.attach(plan).numerics
         initial = self._aggregator.begin(plan, seed)
         self._slots = [np.empty_like(initial) for _ in range(plan.shards)]
+
+    def scale(self, workers: int) -> None:
+        """There is one, this process, whatever is asked for."""
 
     def run_steps(self, count: int) -> list[StepReport]:
         return [self._step(self._aggregator.committed + 1) for _ in range(count)]

@@ -56,8 +56,12 @@ class ObjectExchange:
     def numerics(self) -> str:
         return self._crew.numerics
 
+    def scale(self, workers: int) -> None:
+        self._crew.scale(workers)
+
     def run_steps(self, count: int) -> list[StepReport]:
         target, reports = self._committed + count, list[StepReport]()
+        self._crew.call_up()
         self._crew.admit(wait=False)
         while self._committed < target:
             try:

@@ -85,8 +85,11 @@ class SharedMemoryExchange:
     def numerics(self) -> str:
         return self._crew.numerics
 
+    def scale(self, workers: int) -> None:
+        self._crew.scale(workers)
+
     def run_steps(self, count: int) -> list[StepReport]:
-        self._let_join()
+        self._change_members()
         first, reports = self._segment.committed + 1, list[StepReport]()
         target = first + count - 1
         while self._segment.committed < target:
@@ -201,6 +204,8 @@ class SharedMemoryExchange:
         for word in range(FIRST_SEAT, segment.words.count):
             segment.words[word] = 0
         segment.words[STOP] = segment.words[COMMAND] = 0
+        for name in self._processes.keys() - {worker.name for worker in members}:
+            os.close(self._processes.pop(name))
         for worker in members:
             if worker.name not in self._processes:
                 self._processes[worker.name] = os.pidfd_open(self._crew.attached[worker.name].pid)
@@ -219,9 +224,10 @@ class SharedMemoryExchange:
         self._transport.get(self._serving)
         self._serving = []
 
-    def _let_join(self) -> None:
-        """Between two steps: who has attached since takes part from now on."""
-        if self._crew.someone_is_ready:
+    def _change_members(self) -> None:
+        """Between two steps: who has attached since takes part from now on, and the surplus leaves."""
+        self._crew.call_up()
+        if self._crew.is_to_change:
             try:
                 self._stand_up()
             except _Lost as error:

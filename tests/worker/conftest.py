@@ -112,6 +112,8 @@ class MemoryTransport:
     make: Callable[[str], MemoryRemote]
     recruits: list[MemoryRemote] = field(default_factory=list)
     dismissed: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
 
     def get(self, references: Sequence[Reference]) -> list[Any]:
         for reference in references:
@@ -124,6 +126,15 @@ class MemoryTransport:
 
     def is_ready(self, reference: Reference) -> bool:
         return all(remote.ready for remote in self.recruits)
+
+    def wait(self, references: Sequence[Reference], seconds: float) -> None:
+        """Who waits for recruits does so for long enough."""
+        self.waited.append(seconds)
+        for remote in self.recruits:
+            remote.ready = True
+
+    def release(self, remote: MemoryRemote) -> None:
+        self.released.append(remote.name)
 
     def recruit(self) -> MemoryRemote:
         remote = self.make(f"recruit{len(self.recruits)}")
