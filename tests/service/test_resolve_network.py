@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 from core.activations import ACTIVATIONS
 from core.network import Network, NetworkSpec, initial_parameters, parameter_count
+from service.bodies import validated
+from service.errors import SpecError
 from service.resolve import resolve
 from service.resolve_network import network_spec
 from service.schemas import JobSpec
@@ -221,6 +225,75 @@ def test_networks_of_any_size_are_refused_before_anything_is_allocated(notation:
     assert "100,000,000" in refusal.message
     assert len(refusal.message) < 400
     assert peak < 50 * 2**20
+
+
+NAMES = st.sampled_from(["features", "a", "b", "c", "outputs", "", "a b"])
+ANYTHING = st.sampled_from([None, True, 0, 1, -1, 0.5, 1.0, 2**60, 10**400, float("nan"), "auto", "relu", [], {}])
+NUMBERS = st.dictionaries(st.sampled_from(["alpha", "beta", "negative_slope", "name", "x"]), ANYTHING, max_size=2)
+TREATMENT = {
+    "activation": st.sampled_from([*ACTIVATIONS]) | ANYTHING | NUMBERS,
+    "dropout": st.sampled_from([0.0, 0.5]) | ANYTHING,
+    "layer_norm": st.booleans() | ANYTHING,
+    "initializer": st.sampled_from(["he", "orthogonal"]) | ANYTHING,
+}
+LAYER = st.fixed_dictionaries({"units": st.integers(1, 9) | ANYTHING}, optional=TREATMENT)
+GRAPH_NODE = st.fixed_dictionaries(
+    {"name": NAMES, "inputs": st.lists(NAMES, max_size=3) | ANYTHING},
+    optional={
+        "units": st.just(4) | ANYTHING,
+        "operation": st.sampled_from(["affine", "sum", "product", "concatenate"]) | ANYTHING,
+        **TREATMENT,
+    },
+)
+SIMPLE_NODES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": st.sampled_from("abcd"),
+            "inputs": st.lists(st.sampled_from(["features", *"abcd"]), min_size=1, max_size=2),
+            "operation": st.sampled_from(["sum", "product", "concatenate"]),
+        }
+    )
+    | st.fixed_dictionaries(
+        {
+            "name": st.sampled_from("abcd"),
+            "inputs": st.lists(st.sampled_from(["features", *"abcd"]), min_size=1, max_size=1),
+            "units": st.just(14),
+        },
+        optional={"layer_norm": st.booleans()},
+    ),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda node: str(node["name"]),
+)
+SECTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "hidden": st.lists(st.integers(0, 9), max_size=3) | ANYTHING,
+        "layers": st.lists(LAYER, max_size=3) | ANYTHING,
+        "graph": st.lists(GRAPH_NODE, max_size=4) | ANYTHING,
+        "input_dropout": st.just(0.5) | ANYTHING,
+        **TREATMENT,
+    },
+)
+
+
+@settings(max_examples=300)
+@given(section=SECTIONS | SIMPLE_NODES.map(lambda nodes: {"graph": nodes}))
+def test_any_network_is_refused_by_place_or_can_be_built(section: dict[str, Any]) -> None:
+    refusal = None
+    try:
+        spec = validated(JobSpec, {"dataset": "flats", "target": "rent", "network": section})
+        found = resolve(spec, dataset(), LIMITS)
+    except SpecError as error:
+        refusal = error
+    event("built" if refusal is None else "refused")
+    if refusal is not None:
+        assert (refusal.param or "").startswith("network")
+        assert len(refusal.message) < 600
+        return
+    network = Network(engines(found.spec), 2)
+    assert network.layout.size == found.plan["parameters"]
+    assert resolve(JobSpec.model_validate(found.spec), dataset(), LIMITS) == found
 
 
 def test_a_graph_may_have_two_hundred_nodes() -> None:
