@@ -1,0 +1,186 @@
+"""Who takes part: as many as are wanted, between steps, with an end to every wait."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from core.parameters import weights_sha256
+from worker.crew import AGAIN_S, GATHER_S, JOIN_S, Crew
+from worker.errors import Cancelled
+from worker.plan import StepPlan, TrainerEvent
+
+STEPS = 12  # of the fixture `wanted`
+
+
+def shards(plan: StepPlan, count: int) -> StepPlan:
+    return replace(plan, sampling=replace(plan.sampling, shards=count))
+
+
+class Place:
+    """A crew over processes in memory, a clock that is set by hand, and what happens while it waits."""
+
+    def __init__(self, site: Any, plan: StepPlan, workers: int, look: Callable[[], None] = lambda: None) -> None:
+        self.site, self.now, self.events = site(plan, workers), 0.0, list[TrainerEvent]()
+        self.transport, self.waits = self.site.transport, 0
+        self.transport.wait = self.wait
+        self.while_waiting: Callable[[], None] = lambda: None
+        self.transport.is_ready = lambda reference: self.readiness(reference)
+        self.readiness: Callable[[Any], bool] = lambda reference: True
+        self.crew = Crew(plan, self.site.workers, self.transport, self.events.append, lambda: self.now, look)
+
+    def wait(self, references: Any, seconds: float) -> None:
+        self.waits += 1
+        self.now += seconds
+        self.while_waiting()
+        assert self.waits < 1000, "it waits for ever"
+
+    def nobody(self) -> None:
+        """There are no more workers to be had."""
+        self.transport.recruit = lambda: None
+
+    @property
+    def names(self) -> list[str]:
+        return [worker.name for worker in self.crew.members]
+
+
+def test_scaled_down_the_surplus_leaves_between_steps_alive(site: Any, plan: StepPlan, wanted: str) -> None:
+    place = site(plan, 3)
+    exchange = place.open()
+    exchange.run_steps(4)
+    exchange.scale(1)
+    exchange.run_steps(STEPS - 4)
+    assert exchange.workers == 1
+    assert weights_sha256(exchange.parameters()) == wanted
+    assert [worker.calls.count("gradients") for worker in place.workers] == [STEPS, 4, 4]
+    assert [worker.calls[-1] for worker in place.workers[1:]] == ["detach", "detach"]
+    assert (sorted(place.transport.released), place.transport.dismissed) == (["w1", "w2"], [])
+    assert exchange.failures == 0
+    (event,) = place.events
+    assert (event.type, event.level, event.data["from"], event.data["to"]) == ("log", "info", 3, 1)
+    assert event.message.startswith("scaled from 3 to 1 workers within ")
+
+
+def test_scaled_up_others_join_when_they_are_ready(site: Any, plan: StepPlan, wanted: str) -> None:
+    place = site(plan, 1)
+    place.transport.make = lambda name: replace(site.plain(name), ready=False)
+    exchange = place.open()
+    exchange.run_steps(3)
+    exchange.scale(3)
+    exchange.run_steps(3)
+    assert (exchange.workers, len(place.transport.recruits), place.events) == (1, 2, [])
+    for recruit in place.transport.recruits:
+        recruit.ready = True
+    exchange.run_steps(STEPS - 6)
+    assert exchange.workers == 3
+    assert [event.data["to"] for event in place.events] == [3]
+    assert weights_sha256(exchange.parameters()) == wanted
+
+
+def test_never_more_than_shards_and_never_none(site: Any, plan: StepPlan) -> None:
+    exchange = site(plan, 2).open()
+    for asked, found in ((99, 3), (0, 1)):
+        exchange.scale(asked)
+        exchange.run_steps(1)
+        assert exchange.workers == found
+
+
+def test_a_lost_worker_is_replaced_up_to_what_is_wanted_now(site: Any, plan: StepPlan) -> None:
+    place = site(plan, 3)
+    exchange = place.open()
+    exchange.scale(2)
+    exchange.run_steps(1)
+    place.workers[0].alive = False
+    exchange.run_steps(3)
+    assert (exchange.workers, exchange.failures, len(place.transport.recruits)) == (2, 1, 1)
+
+
+def test_who_is_on_the_way_is_sent_back_when_fewer_are_wanted(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 1)
+    place.crew.admit(wait=True)
+    place.readiness = lambda reference: False
+    place.crew.scale(3)
+    place.crew.call_up()
+    place.crew.scale(1)
+    assert (place.transport.dismissed, place.names) == (["recruit1", "recruit0"], ["w0"])
+    place.crew.call_up()
+    assert len(place.transport.recruits) == 2
+
+
+def test_where_no_worker_is_to_be_had_it_is_tried_again_later(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 1)
+    place.crew.admit(wait=True)
+    recruit, asked = place.transport.recruit, []
+
+    def refuse() -> None:
+        asked.append(place.now)
+
+    place.transport.recruit = refuse
+    place.crew.scale(3)
+    for _ in range(5):
+        place.crew.call_up()
+    assert asked == [0.0]
+    place.now += AGAIN_S
+    place.transport.recruit = recruit
+    place.crew.call_up()
+    place.crew.admit(wait=False)
+    assert place.names == ["w0", "recruit0", "recruit1"]
+
+
+def test_a_recruit_that_does_not_come_up_is_given_up(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 1)
+    place.crew.admit(wait=True)
+    place.readiness = lambda reference: False
+    place.crew.scale(2)
+    place.crew.call_up()
+    place.now += JOIN_S + 1
+    place.crew.call_up()
+    assert place.transport.dismissed == ["recruit0"]
+    assert [remote.name for remote in place.transport.recruits] == ["recruit0", "recruit1"]
+    (event,) = place.events
+    assert "recruit0 did not come up within 60 s" in event.message
+    assert place.crew.failures == 0
+
+
+def test_a_job_begins_without_who_is_late_where_others_have_come(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 3)
+    late = next(each.call for each in place.crew._joining if each.worker.name == "w1")
+    place.readiness = lambda reference: reference is not late
+    place.crew.admit(wait=True)
+    assert place.names == ["w0", "w2"]
+    assert GATHER_S < place.now < 2 * GATHER_S
+    place.readiness = lambda reference: True
+    place.crew.admit(wait=False)
+    assert place.names == ["w0", "w2", "w1"]
+
+
+def test_waiting_without_anybody_is_told_of_and_ends_when_one_comes(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 1)
+    place.readiness = lambda reference: place.now > 5 * GATHER_S
+    place.crew.admit(wait=True)
+    assert place.names == ["w0"]
+    (event,) = place.events
+    assert (event.type, event.level, event.data["wanted"]) == ("log", "warning", 1)
+    assert "waiting for a worker" in event.message
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["at the start", "after the last was lost"])
+def test_waiting_can_be_cancelled(site: Any, plan: StepPlan, lost: bool) -> None:
+    def look() -> None:
+        if place.waits > 3:
+            raise Cancelled
+
+    place = Place(site, plan, 1, look)
+    place.nobody()
+    if lost:
+        place.crew.admit(wait=True)
+        place.site.workers[0].alive = False
+        with pytest.raises(Cancelled):
+            place.crew.lose(place.crew.members, 1, RuntimeError(), place.now)
+    else:
+        place.readiness = lambda reference: False
+        with pytest.raises(Cancelled):
+            place.crew.admit(wait=True)
+    place.crew.close()
+    assert place.transport.dismissed == ([] if lost else ["w0"])
