@@ -1,23 +1,27 @@
 """The controller's process: one loop that turns the jobs, one thread that talks to MLflow, and signs of life.
 
 It is crash-only. When Ray is lost it ends with RAY_LOST; the supervisor starts Ray and another controller, which takes
-over the leases, since the owner is the home and not the process. API and controller meet in the store alone.
+the lead and the jobs over: at once where the last one is known to be gone, else when its lease has run out. Until then
+it stands by. One that was stopped for longer than its lease ends with LEAD_LOST as soon as it goes on. API and
+controller meet in the store alone.
 """
 
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from types import FrameType
 
 from service.artifacts import ArtifactStore
+from service.errors import LeadLost
 from service.job_keeper import JobKeeper
+from service.lead import Lead
 from service.migrate import migrate
-from service.parts import RAY_LOST, Part, run_folder, write_parts
+from service.parts import LEAD_LOST, RAY_LOST, Part, last_sign, run_folder, write_parts
 from service.ports import listens
+from service.process_identity import identity
 from service.publisher import MlflowServer, Publisher
 from service.settings import Settings
 from service.store import Store
@@ -27,6 +31,8 @@ from worker.errors import ClusterLost
 log = logging.getLogger(__name__)
 TURN_SECONDS = 0.15
 SIGN_SECONDS = 1.0
+STAND_BY_SECONDS = 0.5
+NOBODY_SIGNS_SECONDS = 5.0
 RAY_START_SECONDS = 60.0
 PUBLISHER_DELAY_SECONDS = 10.0
 BUG = 70  # exit code
@@ -41,7 +47,8 @@ class Controller:
         migrate(settings.database_url)
         self.store = Store(settings.database_url)
         self.artifacts = ArtifactStore(settings.artifacts)
-        self.publisher = Publisher(self.store, self.artifacts, self._connect_mlflow)
+        self.lead = Lead(self.store, identity(), settings.lease_seconds)
+        self.publisher = Publisher(self.store, self.artifacts, self._connect_mlflow, lambda: self.lead.is_held)
         self.stopping = threading.Event()
         self.began = time.time()
         self.ray = Part("starting", self.began, f"joining {settings.ray_address}")
@@ -51,8 +58,10 @@ class Controller:
         """Runs until `stopping` is set; returns the exit code. In the main thread, as `ray.init` needs it."""
         self._handle_signals()
         run_folder(self.settings.home).mkdir(exist_ok=True)
-        self.artifacts.sweep()
         try:
+            if not self._take_lead():
+                return 0
+            self.artifacts.sweep()
             keeper = self._join_ray()
             while keeper is not None and not self.stopping.wait(TURN_SECONDS):
                 self._sign_of_life()
@@ -64,7 +73,28 @@ class Controller:
         except ClusterLost as error:
             log.error("%s", error)
             return RAY_LOST
+        except LeadLost as error:
+            log.warning("%s", error)
+            return LEAD_LOST
         return 0
+
+    def _take_lead(self) -> bool:
+        """Stands by until no other controller works; False: asked to stop meanwhile.
+
+        It signs for the one that works only where nobody does: that one may hang, or belong to another home.
+        """
+        if self.lead.take():
+            return True
+        leader = self.store.leader()
+        log.info("stands by: %s leads", leader and leader.owner)
+        while not self.stopping.wait(STAND_BY_SECONDS):
+            if self.lead.take():
+                log.info("leads from now on")
+                return True
+            seen = last_sign(self.settings.home)
+            if seen is None or time.time() - seen > NOBODY_SIGNS_SECONDS:
+                self._sign_of_life()
+        return False
 
     def _handle_signals(self) -> None:
         def stop(_number: int, _frame: FrameType | None) -> None:
@@ -89,6 +119,7 @@ class Controller:
         host, _, port = address.rpartition(":")
         begun = time.monotonic()
         while not listens(host, int(port)):
+            self.lead.hold()
             self._sign_of_life()
             if self.stopping.wait(0.1):
                 return None
@@ -98,8 +129,7 @@ class Controller:
                 raise ClusterLost(f"nothing listens on {address}")
         cluster = Cluster(address, self.settings.trainer_orphan_seconds)
         self._handle_signals()  # again: joining puts handlers of Ray's in their place
-        owner = f"{socket.gethostname()}:{self.settings.home}"
-        keeper = JobKeeper(self.store, cluster, self.artifacts, self.settings, owner)
+        keeper = JobKeeper(self.store, cluster, self.artifacts, self.settings, self.lead)
         keeper.adopt()
         self.ray = Part("up", time.time())
         log.info("joined %s", address)

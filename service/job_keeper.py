@@ -1,36 +1,41 @@
-"""The jobs under this controller's lease: each is started, asked, recorded and ended, once a turn of the loop.
+"""The jobs under this controller's lease: each is looked at once a turn, and what `job_state.step` says is carried out.
 
-Nothing is kept here that the store or the cluster does not know, but for how far each trainer has been heard. A job
-that has lost its trainer is let go: its lease ends, and whoever claims it next starts it again from the beginning,
-under a new epoch. The weights come out the same, and of each metric point the first write stays.
+Nothing is kept here that the store or the cluster does not know, but for how far each trainer has been heard. A trainer
+is known by its job and its attempt, which is the lease's epoch at its start: a controller that takes a job over goes on
+with its newest trainer, under an epoch of its own. A job that has lost its trainer gives its lease back, and whoever
+claims it next starts it again. The weights come out the same, and of each metric point the first write stays.
 """
 
 import logging
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import reconcile, reports
 from service.artifacts import ArtifactStore
-from service.errors import LeaseLost
+from service.errors import LeadLost, LeaseLost
+from service.job_events import Do, Effect, End, Event, TrainerEnded, TrainerLost, TrainerMissing, TrainerRuns
+from service.job_state import FAILED, SUCCEEDED, state_of, step
+from service.lead import RENEWALS, Lead
 from service.planning import training_plan
 from service.records import JobRecord, Json, NewEvent
 from service.settings import Settings
 from service.store import Store
+from worker import errors
 from worker.cluster import Cluster, TrainerHandle
-from worker.errors import ClusterLost, TrainerLost
+from worker.errors import ClusterLost
 from worker.plan import TrainerReport
 
 log = logging.getLogger(__name__)
-LEASE_SECONDS = 30.0
-RENEW_SECONDS = 5.0
 ASK_SECONDS, RECORD_SECONDS = 0.25, 0.5  # each record is a write to the disk, and the API's writes wait for it
 CLAIM_SECONDS = 1.0
 METRIC_EVENT_SECONDS = 2.0
 WARM_WORKERS = 4
+LOOK_AHEAD = 50  # queued jobs that are looked through for one that fits
 ALL_EVENTS = 1_000_000
 
 
@@ -40,91 +45,128 @@ class Held:
 
     handle: TrainerHandle
     acknowledged: int = 0
-    asked_at: float = 0.0
-    recorded_at: float = 0.0
-    metric_event_at: float = 0.0
-    cancelled: bool = False
+    asked_at: float = -ASK_SECONDS
+    recorded_at: float = -RECORD_SECONDS
+    metric_event_at: float = -METRIC_EVENT_SECONDS
 
 
 class JobKeeper:
-    """One controller's jobs. Raises `ClusterLost` when Ray is gone: the process should end then."""
+    """One controller's jobs. Raises `ClusterLost` when Ray is gone, `LeadLost` when another controller has taken over:
+    the process should end then."""
 
     def __init__(
-        self, store: Store, cluster: Cluster, artifacts: ArtifactStore, settings: Settings, owner: str
+        self,
+        store: Store,
+        cluster: Cluster,
+        artifacts: ArtifactStore,
+        settings: Settings,
+        lead: Lead,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.store, self.cluster, self.artifacts, self.settings, self.owner = store, cluster, artifacts, settings, owner
+        self.store, self.cluster, self.artifacts, self.settings, self.lead = store, cluster, artifacts, settings, lead
+        self._clock, self._wall_clock = clock, wall_clock
         self.held: dict[str, Held] = {}
-        self.waiting: set[str] = set()  # claimed here, not started yet for want of slots
+        self.waiting: set[str] = set()  # ours, without a trainer: to be started as soon as there are slots
         self.losses: Counter[str] = Counter()
-        self._renewed_at = 0.0
-        self._claimed_at, self._claimed_number = 0.0, -1
+        self._unfit_since: dict[str, float] = {}  # queued jobs that did not fit when it was their turn
+        self._renewed_at = clock()
+        self._claimed_at, self._claimed_number = -CLAIM_SECONDS, -1
 
     def adopt(self) -> None:
-        """Takes over what an earlier controller of this home has left: call it once, before the first turn."""
-        ours = {job.id: job for job in self.store.leased_jobs(self.owner) if job.result is None}
-        for handle in self.cluster.running():
-            job = ours.get(handle.job_id)
-            if job is None or job.lease_epoch != handle.attempt:
-                self.cluster.kill(handle)
-                continue
-            heard = reports.last_update(self.store.events_after(job.id, 0, ALL_EVENTS), handle.attempt)
-            self.held[job.id] = Held(handle, acknowledged=heard)
-            log.info("%s goes on, heard up to update %d", job.id, heard)
-        for job in ours.values():
-            if job.id not in self.held:
-                self._let_go(job, "the trainer was lost while no controller ran")
+        """Takes over what the last controller has left: call it once, before the first turn."""
+        trainers: dict[str, TrainerHandle] = {}
+        for handle in sorted(self.cluster.running(), key=lambda handle: handle.attempt):
+            if (older := trainers.pop(handle.job_id, None)) is not None:
+                self.cluster.kill(older)
+            trainers[handle.job_id] = handle
+        for job in self._claim_expired():
+            if job.result is None and job.id in trainers:
+                handle = trainers.pop(job.id)
+                heard = reports.last_update(self.store.events_after(job.id, 0, ALL_EVENTS), handle.attempt)
+                self.held[job.id] = Held(handle, acknowledged=heard)
+                log.info("%s goes on, heard up to update %d", job.id, heard)
+            elif job.result is None and job.progress is not None:
+                self._guarded(job, lambda job: self._lost(job, "the trainer was lost while no controller ran"))
+        for handle in trainers.values():
+            self.cluster.kill(handle)
+        self.waiting -= self.held.keys()
 
     def turn(self) -> None:
         """One look at every job, then claims while there is room."""
-        jobs = {job.id: job for job in self.store.leased_jobs(self.owner)}
+        self.lead.hold()
+        jobs = {job.id: job for job in self.store.leased_jobs(self.lead.owner)}
         self._renew(jobs)
         for job_id in self.held.keys() - jobs.keys():
             self._drop(job_id)  # somebody else's by now, or ended by somebody else
         self.waiting &= jobs.keys()
         for job in jobs.values():
             if job.id in self.held or job.id in self.waiting:
-                self._guarded(job)
+                self._guarded(job, self._look)
         self._claim()
 
     # One job. Each method writes under the job's epoch; LeaseLost from any of them drops the job.
 
-    def _guarded(self, job: JobRecord) -> None:
-        """A look at one job. What nobody foresaw fails that job alone, with an id that the log carries."""
+    def _guarded(self, job: JobRecord, act: Callable[[JobRecord], None]) -> None:
+        """Something about one job. What nobody foresaw fails that job alone, with an id that the log carries."""
         try:
-            if job.id in self.held:
-                self._ask(job, self.held[job.id])
-            else:
-                self._start(job)
+            self.lead.hold()
+            act(job)
         except LeaseLost as error:
             log.warning("%s", error)
             self._drop(job.id)
-        except TrainerLost as error:
-            self._lost(job, error)
-        except (ClusterLost, SQLAlchemyError):
+        except errors.TrainerLost as error:
+            why = str(error)
+            self._guarded(job, lambda job: self._lost(job, why))
+        except (ClusterLost, LeadLost, SQLAlchemyError):
             raise
         except Exception as error:
             number = uuid.uuid4().hex[:12]
             log.error("failure %s of %s", number, job.id, exc_info=error)
             message = f"an unexpected error; the controller's log tells more under {number}"
-            self._fail(job, {"code": "internal", "message": message, "id": number})
+            failed = {"code": "internal", "message": message, "id": number}
+            self._guarded(job, lambda job: self._happened(job, self._end(job, failed)))
+
+    def _happened(self, job: JobRecord, event: Event) -> None:
+        """Decides what `event` means for the job, writes it where that changes the job, and carries it out."""
+        before = state_of(job)
+        after, effects = step(before, event)
+        if after != before:
+            _, effects = self.store.apply(job.id, event)  # decided again there, on what the store holds by now
+        self._carry_out(job, effects)
+
+    def _carry_out(self, job: JobRecord, effects: tuple[Effect, ...]) -> None:
+        for effect in effects:
+            if effect is Do.START:
+                self._start(job)
+            elif effect is Do.CANCEL:
+                self.held[job.id].handle.cancel()
+            elif effect is Do.PAUSE:
+                self.held[job.id].handle.pause()
+            elif effect is Do.RELEASE:
+                self._release(job.id)
+            elif effect is Do.KILL:
+                self._drop(job.id)
+
+    def _look(self, job: JobRecord) -> None:
+        held, now = self.held.get(job.id), self._clock()
+        if held is None:
+            self._happened(job, TrainerMissing(self._wall_clock(), job.lease_epoch))
+        elif now - held.asked_at >= ASK_SECONDS:
+            held.asked_at = now
+            self._happened(job, TrainerRuns(self._wall_clock(), job.lease_epoch))
+            self._ask(job, held)
 
     def _start(self, job: JobRecord) -> None:
-        epoch = job.lease_epoch
-        if job.cancel_requested:
-            self.waiting.discard(job.id)
-            self.store.finish_job(job.id, epoch, "cancelled")
-            return
-        capacity = self.cluster.capacity()
+        epoch, slots = job.lease_epoch, self._slots()
         wanted, shards = job.spec["distribution"]["workers"], job.spec["distribution"]["shards"]
-        free = capacity.free_worker_slots
-        workers = reconcile.workers_for(wanted, shards, capacity.worker_slots, free, capacity.cpus)
+        workers = reconcile.workers_for(wanted, shards, slots)
         if workers is None:
-            self.waiting.add(job.id)
-            self.store.set_status_reason(job.id, epoch, "waiting for free worker slots")
+            self.store.set_status_reason(job.id, epoch, reconcile.reason_to_wait(wanted, shards, slots))
             return
         plan = training_plan(job, self.store.get_dataset(job.dataset_id), self.settings)
-        self.waiting.discard(job.id)
         self.held[job.id] = Held(self.cluster.start(plan, epoch, workers))
+        self.waiting.discard(job.id)
         message = f"training starts; workers: {workers}, data shards: {shards}"
         event = NewEvent("log", "info", message, {"workers": workers, "shards": shards})
         progress = reports.starting(workers, plan.epochs, job.plan["steps"])
@@ -133,33 +175,23 @@ class JobKeeper:
             self.store.set_status_reason(job.id, epoch, None)
 
     def _ask(self, job: JobRecord, held: Held) -> None:
-        if job.cancel_requested and not held.cancelled:
-            held.handle.cancel()
-            held.cancelled = True
-        now = time.monotonic()
-        if now - held.asked_at < ASK_SECONDS:
-            return
-        held.asked_at = now
         report = held.handle.poll(held.acknowledged)
-        if report.outcome is None and now - held.recorded_at < RECORD_SECONDS:
+        if report.outcome is None and self._clock() - held.recorded_at < RECORD_SECONDS:
             return
-        held.recorded_at = now
+        held.recorded_at = self._clock()
         self._record(job, held, report)
-        if report.outcome == "succeeded":
+        if report.outcome == SUCCEEDED:
             self._succeed(job, report)
-        elif report.outcome == "failed":
-            assert report.failure is not None
-            self._fail(job, reports.error_of(report.failure))
-        elif report.outcome == "cancelled":
-            self.store.finish_job(job.id, job.lease_epoch, "cancelled")
-            self._release(job.id)
+        elif report.outcome is not None:
+            error = None if report.failure is None else reports.error_of(report.failure)
+            self._happened(job, TrainerEnded(self._wall_clock(), job.lease_epoch, report.outcome, error))
 
     def _record(self, job: JobRecord, held: Held, report: TrainerReport) -> None:
         """Writes what is new of it, in one transaction; only then is the trainer told that it was heard."""
         progress, points, events = reports.progress_of(report), reports.points_of(report), reports.events_of(report)
-        if points and (report.outcome or time.monotonic() - held.metric_event_at > METRIC_EVENT_SECONDS):
+        if points and (report.outcome or self._clock() - held.metric_event_at > METRIC_EVENT_SECONDS):
             events.append(reports.metric_event(report))
-            held.metric_event_at = time.monotonic()
+            held.metric_event_at = self._clock()
         if progress != job.progress or report.updates:
             final = {} if report.result is None else report.result.metrics  # the registered weights', not the last
             metrics = reports.finite({**report.metrics, **final})
@@ -172,68 +204,87 @@ class JobKeeper:
         assert result is not None
         sha256 = self.artifacts.put(result.files)
         metadata = reports.model_metadata_of(result)
-        self.store.set_result(job.id, job.lease_epoch, reports.result_of(result), sha256, metadata)
-        self._release(job.id)
+        _, effects = self.store.set_result(job.id, job.lease_epoch, reports.result_of(result), sha256, metadata)
+        self._carry_out(job, effects)
 
-    def _fail(self, job: JobRecord, error: Json) -> None:
-        try:
-            self.store.finish_job(job.id, job.lease_epoch, "failed", error)
-        except LeaseLost as lost:
-            log.warning("%s", lost)
+    def _end(self, job: JobRecord, error: Json) -> End:
         self.waiting.discard(job.id)
-        self._release(job.id)
+        return End(self._wall_clock(), job.lease_epoch, FAILED, error)
 
-    def _lost(self, job: JobRecord, error: TrainerLost) -> None:
+    def _lost(self, job: JobRecord, why: str) -> None:
         self.losses[job.id] += job.id in self.held  # one that never came up says nothing about the job
-        self._drop(job.id)
+        losses, error = self.losses[job.id], None
+        if not reconcile.after_lost_trainer(losses):
+            message = f"the trainer was lost {losses} times"
+            error = {"code": "worker_failures", "message": message, "failures": losses}
+        self.waiting.discard(job.id)
+        reason = f"{why}; the job starts again from the beginning"
+        self._happened(job, TrainerLost(self._wall_clock(), job.lease_epoch, reason, error))
         self.cluster.running()  # a trainer lost at its very start is nobody's: this look gives its crew's slots back
-        if reconcile.after_lost_trainer(self.losses[job.id]):
-            self._let_go(job, str(error))
-        else:
-            message = f"the trainer was lost {self.losses[job.id]} times"
-            self._fail(job, {"code": "worker_failures", "message": message, "failures": self.losses[job.id]})
-
-    def _let_go(self, job: JobRecord, why: str) -> None:
-        """Ends the lease now, so that the job is claimed again under a new epoch."""
-        message = f"{why}; the job starts again from the beginning"
-        event = NewEvent("fault", "warning", message, {"attempt": job.lease_epoch})
-        try:
-            self.store.set_progress(job.id, job.lease_epoch, job.progress or {}, events=[event])
-            self.store.renew_leases(self.owner, [job.id], 0.0)
-        except LeaseLost as lost:
-            log.warning("%s", lost)
 
     # All jobs.
 
     def _renew(self, jobs: dict[str, JobRecord]) -> None:
-        """Not the leases of jobs that were let go: those are to be claimed again."""
-        now = time.monotonic()
-        if now - self._renewed_at > RENEW_SECONDS:
+        """Not the leases of jobs that were given back: those are to be claimed again."""
+        now = self._clock()
+        if now - self._renewed_at > self.lead.seconds / RENEWALS:
             ours = [id for id, job in jobs.items() if job.result or id in self.held or id in self.waiting]
-            self.store.renew_leases(self.owner, ours, LEASE_SECONDS)
+            self.store.renew_leases(self.lead.owner, ours, self.lead.seconds)
             self._renewed_at = now
 
     def _claim(self) -> None:
         """Claims when something has happened to any job since the last time, and once a second: leases run out."""
-        number, now = self.store.last_event_number(), time.monotonic()
+        number, now = self.store.last_event_number(), self._clock()
         if number == self._claimed_number and now - self._claimed_at < CLAIM_SECONDS:
             return
         self._claimed_number, self._claimed_at = number, now
-        while True:
-            capacity = self.cluster.capacity()
-            self.cluster.warm(1, min(WARM_WORKERS, capacity.cpus, capacity.free_worker_slots))
-            running = len(self.held) + len(self.waiting)
-            limit, waiting = self.settings.max_running_jobs, len(self.waiting)
-            if not reconcile.may_claim(running, limit, waiting, capacity.free_worker_slots):
-                return
-            job = self.store.claim_job(self.owner, LEASE_SECONDS)
-            if job is None:
-                return
-            if job.result is None:  # else the publisher's: it was being registered when its lease ran out
-                self._guarded(job)
+        for job in self._claim_expired():
+            if job.id in self.waiting:
+                self._guarded(job, self._look)
+        while (job_id := self._next()) is not None:
+            claimed = self.store.claim_job(self.lead.owner, self.lead.seconds, job_id)
+            if claimed is not None:
+                self.waiting.add(claimed.id)
+                self._guarded(claimed, self._look)
+
+    def _claim_expired(self) -> list[JobRecord]:
+        """Jobs that have lost their controller, or their trainer. One that is being registered is the publisher's."""
+        found = []
+        for expired in self.store.expired_jobs():
+            job = self.store.claim_job(self.lead.owner, self.lead.seconds, expired.id)
+            if job is not None:
+                found.append(job)
+                if job.result is None and job.id not in self.held:
+                    self.waiting.add(job.id)
+        return found
+
+    def _next(self) -> str | None:
+        """The queued job to start now, if there is room for one. Those that do not fit are told why."""
+        slots, now = self._slots(), self._clock()
+        self.cluster.warm(1, min(WARM_WORKERS, slots.cpus, slots.free))
+        running = len(self.held.keys() | self.waiting)
+        if not reconcile.may_claim(running, self.settings.max_running_jobs, len(self.waiting)):
+            return None
+        queue = {job.id: job for job in self.store.queued_jobs(LOOK_AHEAD)}
+        choice = reconcile.choose([self._candidate(job, now) for job in queue.values()], slots)
+        self._unfit_since = {id: self._unfit_since.get(id, now) for id in choice.reasons}
+        for job_id, reason in choice.reasons.items():
+            if queue[job_id].status_reason != reason:
+                self.store.explain_wait(job_id, reason)
+        return choice.start
+
+    def _candidate(self, job: JobRecord, now: float) -> reconcile.Waiting:
+        wanted = job.spec["distribution"]
+        unfit = now - self._unfit_since.get(job.id, now)
+        return reconcile.Waiting(job.id, wanted["workers"], wanted["shards"], unfit)
+
+    def _slots(self) -> reconcile.Slots:
+        capacity = self.cluster.capacity()
+        return reconcile.Slots(capacity.worker_slots, capacity.free_worker_slots, capacity.cpus)
 
     def _drop(self, job_id: str) -> None:
-        """Ends the trainer of a job that is not ours any more."""
+        """Ends the trainer of a job that is not ours any more, or does not answer."""
+        self.waiting.discard(job_id)
         held = self.held.pop(job_id, None)
         if held is not None:
             self.cluster.kill(held.handle)

@@ -15,7 +15,7 @@ from typing import Any
 
 PARTS = ("controller", "ray", "mlflow")
 STALE_SECONDS = 10.0
-RAY_LOST = 75  # the controller's exit code when Ray is gone
+RAY_LOST, LEAD_LOST = 75, 76  # the controller's exit codes when Ray is gone, when another controller works
 
 
 @dataclass(frozen=True)

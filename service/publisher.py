@@ -54,10 +54,17 @@ class MlflowServer(Protocol):
 class Publisher(threading.Thread):
     """The thread. `part` says how MLflow is doing; a thread that is not alive any more has met a bug, and logged it."""
 
-    def __init__(self, store: Store, artifacts: ArtifactStore, connect: Callable[[], MlflowServer]) -> None:
-        """`connect` is called in the thread: it imports MLflow, which takes seconds."""
+    def __init__(
+        self,
+        store: Store,
+        artifacts: ArtifactStore,
+        connect: Callable[[], MlflowServer],
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`connect` is called in the thread: it imports MLflow, which takes seconds. While `leads` says no, another
+        controller may be publishing: this one is silent then."""
         super().__init__(name="publisher", daemon=True)
-        self.store, self.artifacts, self.connect = store, artifacts, connect
+        self.store, self.artifacts, self.connect, self.leads = store, artifacts, connect, leads
         self.part = Part("starting", time.time(), "not asked yet")
         self.stopping = threading.Event()
         self._aliases_at = 0.0
@@ -75,15 +82,15 @@ class Publisher(threading.Thread):
     def once(self, mlflow: MlflowServer) -> None:
         """One pass over all that MLflow has not been told. An outage ends it; the next one starts with another job."""
         jobs = self.store.jobs_to_publish()
-        if not self._is_due(jobs):
+        if not self.leads() or not self._is_due(jobs):
             return
         first = self._outages % max(1, len(jobs))
         try:
             mlflow.check()
             for job in jobs[first:] + jobs[:first]:
-                if job.id not in self._given_up:
+                if job.id not in self._given_up and self.leads():
                     self._publish(mlflow, job)
-            if time.monotonic() - self._aliases_at > ALIAS_SECONDS or self._pending_aliases():
+            if self.leads() and (time.monotonic() - self._aliases_at > ALIAS_SECONDS or self._pending_aliases()):
                 self._aliases(mlflow)
                 self._aliases_at = time.monotonic()
             self._is("up")

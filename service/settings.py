@@ -34,6 +34,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("FALLLINE_API_KEYS_REQUIRED", "false", "API keys; not supported yet, so nothing but false"),
     Setting("FALLLINE_WORKER_SLOTS", "max(16, 4 x cores)", "gradient workers that may run at once on this machine"),
     Setting("FALLLINE_MAX_RUNNING_JOBS", "4", "jobs that train at once; others stay queued"),
+    Setting("FALLLINE_MAX_QUEUED_JOBS", "10000", "jobs that may wait; a further one is refused with 429 `queue_full`"),
+    Setting(
+        "FALLLINE_LEASE_SECONDS", "30", "how long a controller may be silent before another one takes its jobs over"
+    ),
     Setting("FALLLINE_TRAINER_ORPHAN_SECONDS", "120", "a trainer that nobody has polled for so long ends"),
     Setting("FALLLINE_MAX_UPLOAD_BYTES", "2147483648", "largest upload, in bytes"),
     Setting(
@@ -63,6 +67,8 @@ class Settings:
     artifact_root: Path
     worker_slots: int
     max_running_jobs: int
+    max_queued_jobs: int
+    lease_seconds: float
     trainer_orphan_seconds: float
     max_upload_bytes: int
     upload_wait_seconds: float
@@ -127,6 +133,8 @@ class Settings:
             artifact_root=Path(environ.get("FALLLINE_ARTIFACT_ROOT") or home / "artifacts").expanduser().absolute(),
             worker_slots=_worker_slots(environ),
             max_running_jobs=_integer(environ, "FALLLINE_MAX_RUNNING_JOBS", 1, 10_000),
+            max_queued_jobs=_integer(environ, "FALLLINE_MAX_QUEUED_JOBS", 1, 10_000_000),
+            lease_seconds=_number(environ, "FALLLINE_LEASE_SECONDS"),
             trainer_orphan_seconds=_number(environ, "FALLLINE_TRAINER_ORPHAN_SECONDS"),
             max_upload_bytes=_integer(environ, "FALLLINE_MAX_UPLOAD_BYTES", 1, 2**50),
             upload_wait_seconds=_number(environ, "FALLLINE_UPLOAD_WAIT_SECONDS"),

@@ -136,8 +136,8 @@ def change(
 ) -> tuple[JobRecord, tuple[Effect, ...]]:
     """What `step` makes of the job, and what is to be done; its events are written with it.
 
-    `values` are further columns, written if the state changes. The UPDATE is guarded by the state it was decided for:
-    whoever was slower decides again. Raises what `step` raises.
+    `values` are further columns, written if the job becomes `trained` by it. The UPDATE is guarded by the state that
+    it was decided for: whoever was slower decides again. Raises what `step` raises.
     """
     while True:
         job = get_job(connection, job_id)
@@ -145,7 +145,8 @@ def change(
         after, effects = step(before, event)
         if after == before:
             return job, effects
-        changed = connection.execute(update(jobs).where(*_is(before)).values(**_columns(before, after), **values or {}))
+        further = values or {} if after.trained and not before.trained else {}
+        changed = connection.execute(update(jobs).where(*_is(before)).values(**_columns(before, after), **further))
         if changed.rowcount == 1:
             add_events(connection, job_id, [effect.event for effect in effects if isinstance(effect, Tell)])
             return get_job(connection, job_id), effects

@@ -8,42 +8,79 @@ from hypothesis import strategies as st
 
 from service.reconcile import (
     LOST_TRAINERS_ALLOWED,
+    OVERTAKING_SECONDS,
+    Choice,
     Deployable,
+    Slots,
+    Waiting,
     after_lost_trainer,
+    choose,
     deploy_decision,
     may_claim,
     workers_for,
 )
 
 SIZES = st.integers(1, 64)
+WANTED = st.one_of(st.just("auto"), SIZES)
 
 
-@given(wanted=st.one_of(st.just("auto"), SIZES), shards=SIZES, slots=SIZES, taken=st.integers(0, 64), cpus=SIZES)
+@given(wanted=WANTED, shards=SIZES, slots=SIZES, taken=st.integers(0, 64), cpus=SIZES)
 def test_workers_fit_the_slots_and_the_shards(
     wanted: int | str, shards: int, slots: int, taken: int, cpus: int
 ) -> None:
     free = max(0, slots - taken)
-    workers = workers_for(wanted, shards, slots, free, cpus)
+    workers = workers_for(wanted, shards, Slots(slots, free, cpus))
     if workers is not None:
         assert 1 <= workers <= min(shards, free)
         assert wanted == "auto" or workers == min(wanted, shards, slots)
     elif free:
         assert wanted != "auto"
     # Whoever waits does not wait for ever: an empty cluster takes every job.
-    assert workers_for(wanted, shards, slots, slots, cpus) is not None
+    assert workers_for(wanted, shards, Slots(slots, slots, cpus)) is not None
 
 
 def test_auto_takes_a_core_each() -> None:
-    assert workers_for("auto", shards=8, slots=16, free_slots=16, cpus=2) == 2
-    assert workers_for("auto", shards=8, slots=16, free_slots=1, cpus=4) == 1
-    assert workers_for("auto", shards=1, slots=16, free_slots=16, cpus=4) == 1
+    assert workers_for("auto", shards=8, slots=Slots(16, 16, 2)) == 2
+    assert workers_for("auto", shards=8, slots=Slots(16, 1, 4)) == 1
+    assert workers_for("auto", shards=1, slots=Slots(16, 16, 4)) == 1
 
 
 def test_claims_wait_for_the_job_that_waits() -> None:
-    assert may_claim(running=1, limit=4, waiting_for_slots=0, free_slots=3)
-    assert not may_claim(running=4, limit=4, waiting_for_slots=0, free_slots=3)
-    assert not may_claim(running=1, limit=4, waiting_for_slots=1, free_slots=3)
-    assert not may_claim(running=1, limit=4, waiting_for_slots=0, free_slots=0)
+    assert may_claim(running=1, limit=4, waiting_for_slots=0)
+    assert not may_claim(running=4, limit=4, waiting_for_slots=0)
+    assert not may_claim(running=1, limit=4, waiting_for_slots=1)
+
+
+def waiting(name: str, workers: int | str = 1, seconds: float = 0.0) -> Waiting:
+    return Waiting(name, workers, 8, seconds)
+
+
+def test_the_first_that_fits_is_next_and_those_before_it_are_told_why_not() -> None:
+    slots = Slots(8, 3, 4)
+    assert choose([waiting("a", 2), waiting("b", 1)], slots) == Choice("a", {})
+    found = choose([waiting("a", 4), waiting("b", 8), waiting("c", 3), waiting("d", 5)], slots)
+    assert found == Choice("c", {"a": "waiting for 4 free worker slots", "b": "waiting for 8 free worker slots"})
+    assert choose([waiting("a", "auto")], Slots(8, 0, 4)) == Choice(None, {"a": "waiting for a free worker slot"})
+    assert choose([], slots) == Choice(None, {})
+
+
+def test_a_large_job_is_overtaken_for_a_while_and_then_slots_are_kept_for_it() -> None:
+    slots = Slots(8, 3, 4)
+    for seconds, start in ((OVERTAKING_SECONDS, "b"), (OVERTAKING_SECONDS + 1, None)):
+        assert choose([waiting("a", 8, seconds), waiting("b", 1)], slots).start == start
+    assert choose([waiting("a", 8, 1e9), waiting("b", 1)], Slots(8, 8, 4)).start == "a"
+
+
+@given(st.lists(st.tuples(WANTED, st.floats(0, 200)), max_size=8), SIZES, st.integers(0, 64))
+def test_nobody_starves(queue: list[tuple[int | str, float]], size: int, taken: int) -> None:
+    slots = Slots(size, max(0, size - taken), 4)
+    jobs = [waiting(str(place), *job) for place, job in enumerate(queue)]
+    choice = choose(jobs, slots)
+    if choice.start is not None:
+        assert all(job.seconds <= OVERTAKING_SECONDS for job in jobs[: int(choice.start)])
+        assert set(choice.reasons) == {job.id for job in jobs[: int(choice.start)]}
+    if jobs:  # whoever is first is started by an empty cluster
+        assert choose(jobs, Slots(size, size, 4)).start == "0"
 
 
 def test_a_job_that_kills_its_trainers_ends() -> None:

@@ -165,15 +165,17 @@ def test_ray_may_die_altogether(running: Any, tracking: Tracking, weights: str) 
     running.wait_for(running.is_ready, 30, "all parts")
 
 
-def test_jobs_wait_for_slots_in_their_order(running: Any, weights: str) -> None:
-    first, second, third = submitted(running), submitted(running), submitted(running, distribution={"workers": 1})
+def test_a_job_that_does_not_fit_says_so_and_is_overtaken_by_one_that_does(running: Any, weights: str) -> None:
+    first = submitted(running, training={**SPEC["training"], "epochs": 800})
+    training(running, first)
+    second, third = submitted(running), submitted(running, distribution={"workers": 1, "shards": 2})
     waiting = running.job(second, lambda job: job["status_reason"])
-    assert waiting["status_reason"] == "waiting for free worker slots"
-    assert running.client.jobs.show(third)["status"] == "queued"
+    assert (waiting["status"], waiting["status_reason"]) == ("queued", "waiting for 2 free worker slots")
     jobs = [running.job(job_id, running.ended) for job_id in (first, second, third)]
     assert [job["status"] for job in jobs] == ["succeeded"] * 3
     assert jobs[1]["status_reason"] is None
-    assert jobs[0]["started_at"] <= jobs[1]["started_at"] <= jobs[2]["started_at"]
+    assert jobs[0]["started_at"] <= jobs[2]["started_at"] <= jobs[1]["started_at"]
+    assert jobs[1]["result"]["weights_sha256"] == jobs[2]["result"]["weights_sha256"] == weights
 
 
 def test_a_diverging_job_registers_nothing(running: Any, tracking: Tracking) -> None:
