@@ -8,7 +8,7 @@ The plain classes they wrap know nothing of it.
 import logging
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,10 +120,11 @@ class TrainerHost:
         """Begin; returns at once."""
         self._crew, self._workers = crew, list(crew.workers)
 
-        def open_exchange(recorder: Recorder) -> Any:
+        def open_exchange(recorder: Recorder, look: Callable[[], None]) -> Any:
             def opened(steps: StepPlan, seed: int) -> Exchange:
                 transport = RayTransport(self._workers)
-                workers = WorkerCrew(steps, [RayRemote(name) for name in crew.workers], transport, recorder.event)
+                remotes = [RayRemote(name) for name in crew.workers]
+                workers = WorkerCrew(steps, remotes, transport, recorder.event, look=look)
                 workers.admit(wait=True)
                 if exchange != OBJECTS and shared_memory.suits(steps, workers):
                     return SharedMemoryExchange(steps, seed, workers, transport)
@@ -141,6 +142,11 @@ class TrainerHost:
         """Ask the job to end."""
         if self._run is not None:
             self._run.cancel()
+
+    def scale(self, workers: int) -> None:
+        """Ask the job to go on with so many workers."""
+        if self._run is not None:
+            self._run.scale(workers)
 
     def describe(self) -> tuple[str, int, Crew] | None:
         """Job, attempt and crew, workers recruited since included; None when no job has been started here."""
@@ -179,6 +185,13 @@ class TrainerHandle:
     def cancel(self) -> None:
         """Ask the job to end; its outcome will be `cancelled`, or another that came before."""
         self._call("cancel")
+
+    def scale(self, workers: int) -> None:
+        """Ask the job to go on with so many workers, at most one a shard; an event tells when they take part.
+
+        ValueError for less than one.
+        """
+        self._call("scale", workers)
 
     def pause(self) -> None:
         """Ask the job to write a checkpoint and end; its outcome will be `paused`, or another that came before."""

@@ -40,6 +40,7 @@ class TrainingPlan:
     shards: int
     seed: int
     threads_per_worker: int = 1
+    auto_workers: bool = False  # the trainer tries whether one worker is faster than all it was given (worker.probe)
     log_every_steps: int = 1
     early_stopping: EarlyStopping | None = None
     max_seconds: float | None = None

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from core.metrics import metrics
@@ -11,7 +11,9 @@ from worker.dataset import PreparedDataset, prepare
 from worker.diagnosis import is_due
 from worker.errors import Cancelled, Diverged, Orphaned
 from worker.exchange import Exchange
-from worker.plan import StepPlan, StepReport, TrainingPlan, TrainingResult
+from worker.plan import StepPlan, StepReport, TrainerEvent, TrainingPlan, TrainingResult
+from worker.probe import CHUNK_S as PROBE_CHUNK_S
+from worker.probe import Probe
 from worker.recorder import LossLog, Recorder
 from worker.sampling import Sampling
 from worker.stopping import StoppingState, decide
@@ -23,7 +25,7 @@ OpenExchange = Callable[[StepPlan, int], Exchange]  # step plan, seed
 
 
 class Trainer:
-    """One attempt at one job. `run` is called once; `cancel` from another thread."""
+    """One attempt at one job. `run` is called once; `cancel` and `scale` from another thread."""
 
     def __init__(
         self,
@@ -37,16 +39,28 @@ class Trainer:
         self._orphan_seconds = orphan_seconds
         self._cancelled, self._began = False, clock()
         self._rate = 0.0  # examples a second
+        self._asked_workers: int | None = None  # by `scale`
+        self._scaled_to: int | None = None  # by request
+        self._probe: Probe | None = None
 
     def cancel(self) -> None:
         """Ask `run` to raise Cancelled soon."""
         self._cancelled = True
 
+    def scale(self, workers: int) -> None:
+        """Ask `run` to go on with so many workers, at most one a shard. It settles `auto_workers`, too.
+
+        Raises ValueError for less than one.
+        """
+        if workers < 1:
+            raise ValueError(f"workers: {workers}; expected at least 1")
+        self._asked_workers = workers
+
     def run(self) -> TrainingResult:
         """The trained model. Raises Diverged, TooManyFailures, Cancelled, Orphaned, and what `prepare` raises."""
         self._recorder.progress(phase="preparing", epochs=self._plan.epochs)
         prepared = prepare(self._plan.data)
-        self._look_around()
+        self.look_around()
         steps = self._step_plan(prepared)
         exchange = self._open(steps, self._plan.seed)
         try:
@@ -97,9 +111,9 @@ class Trainer:
         rule = self._plan.early_stopping if prepared.rows["validation"] else None
         self._began = self._clock()
         state, losses = StoppingState(), LossLog(self._recorder, self._plan.log_every_steps, steps.steps)
-        per_epoch = steps.sampling.steps_per_epoch
+        self._probe = Probe(exchange.workers) if self._plan.auto_workers else None
         for epoch in range(1, self._plan.epochs + 1):
-            for report in self._epoch(exchange, per_epoch):
+            for report in self._epoch(exchange, steps):
                 losses.add(report)
                 self._progress(exchange, report, epoch, steps)
             last = report
@@ -121,19 +135,48 @@ class Trainer:
                 return state.best_epoch, stopped, epoch, last.step
         return state.best_epoch, None, self._plan.epochs, steps.steps
 
-    def _epoch(self, exchange: Exchange, count: int) -> Iterator[StepReport]:
+    def _epoch(self, exchange: Exchange, steps: StepPlan) -> Iterator[StepReport]:
         """Run an epoch's steps in chunks of about CHUNK_S; between chunks the trainer looks around."""
-        done, chunk = 0, 1
+        count, done, chunk = steps.sampling.steps_per_epoch, 0, 1
         while done < count and not (done and self._is_over_time()):
-            self._look_around()
+            self.look_around()
+            self._scale(exchange)
             began = self._clock()
             reports = exchange.run_steps(min(chunk, count - done))
             seconds = max(self._clock() - began, 1e-9)
             rate = sum(report.rows for report in reports) / seconds
             self._rate = rate if self._rate == 0 else self._rate + _SMOOTHING * (rate - self._rate)
             done += len(reports)
-            chunk = max(1, min(4 * chunk, round(CHUNK_S * len(reports) / seconds)))
+            chunk_s = CHUNK_S if self._probe is None else PROBE_CHUNK_S
+            chunk = max(1, min(4 * chunk, round(chunk_s * len(reports) / seconds)))
+            self._measure(exchange, reports, seconds, steps)
             yield from reports
+
+    def _scale(self, exchange: Exchange) -> None:
+        """Have as many workers as `scale` has been asked for since."""
+        asked = self._asked_workers
+        if asked is not None and asked != self._scaled_to:
+            self._probe = None  # who asks knows what is wanted
+            self._scaled_to = asked
+            exchange.scale(asked)
+
+    def _measure(self, exchange: Exchange, reports: Sequence[StepReport], seconds: float, steps: StepPlan) -> None:
+        """`auto_workers`: let the probe know what the last chunk, of `seconds`, was like, and do what it says."""
+        if self._probe is None:
+            return
+        probe, workers = self._probe, self._probe.wanted
+        if probe.choice is None:
+            rows = sum(report.rows for report in reports)
+            left = (steps.steps - reports[-1].step) * seconds / len(reports)
+            probe.add(exchange.workers, len(reports), rows, seconds, left)
+        if probe.wanted != workers:
+            exchange.scale(probe.wanted)
+        if probe.choice is not None:
+            choice, self._probe = probe.choice, None
+            rates = {str(workers): rate for workers, rate in choice.rates.items()}  # JSON has no other keys
+            data = {"workers": choice.workers, "examples_per_second": rates}
+            message = f"workers: auto goes on with {choice.workers}: {choice.reason}"
+            self._recorder.event(TrainerEvent("log", "info", message, data, time.time()))
 
     def _is_over_time(self) -> bool:
         return self._plan.max_seconds is not None and self._clock() - self._began > self._plan.max_seconds
@@ -171,7 +214,8 @@ class Trainer:
                     found[f"{split}_{name}"] = value
         return found
 
-    def _look_around(self) -> None:
+    def look_around(self) -> None:
+        """What `run` does between chunks, and who waits for it meanwhile: raises Cancelled, Orphaned."""
         if self._cancelled:
             raise Cancelled
         if self._orphan_seconds is not None and time.monotonic() - self._recorder.heard_at > self._orphan_seconds:

@@ -21,6 +21,7 @@ DIVERGENCE_HINT = "lower optimizer.learning_rate, or set optimizer.clip_norm (1.
 class Run:
     """One attempt at one job, in a thread of its own.
 
+    `open_exchange` gets the recorder, and what to call while it waits: it raises when the job is to end.
     `abandoned` is called when it ends without an outcome: nobody polls it any more, or its aggregator is lost.
     """
 
@@ -29,13 +30,14 @@ class Run:
         plan: TrainingPlan,
         attempt: int,
         workers: int,
-        open_exchange: Callable[[Recorder], OpenExchange],
+        open_exchange: Callable[[Recorder, Callable[[], None]], OpenExchange],
         orphan_seconds: float,
         abandoned: Callable[[], None],
     ) -> None:
         self.job_id, self.attempt = plan.job_id, attempt
         self._recorder, self._abandoned = Recorder(workers), abandoned
-        self._trainer = Trainer(plan, self._recorder, open_exchange(self._recorder), orphan_seconds)
+        opened = open_exchange(self._recorder, lambda: self._trainer.look_around())
+        self._trainer = Trainer(plan, self._recorder, opened, orphan_seconds)
         self._outcome: str | None = None
         self._result: TrainingResult | None = None
         self._failure: TrainingFailure | None = None
@@ -52,6 +54,10 @@ class Run:
     def cancel(self) -> None:
         """Ask it to end as `cancelled`."""
         self._trainer.cancel()
+
+    def scale(self, workers: int) -> None:
+        """Ask it to go on with so many workers. Raises ValueError for less than one."""
+        self._trainer.scale(workers)
 
     def _run(self) -> None:
         try:

@@ -22,7 +22,7 @@ from worker.trainer_host import DIVERGENCE_HINT, Run, failure_of
 MakePlan = Callable[..., TrainingPlan]
 
 
-def in_process(recorder: Recorder) -> OpenExchange:
+def in_process(recorder: Recorder, look: Callable[[], None]) -> OpenExchange:
     return InProcessExchange
 
 
@@ -92,7 +92,7 @@ def test_a_table_that_is_gone(make_plan: MakePlan) -> None:
     assert "/nowhere" in report.failure.message
 
 
-def lost(recorder: Recorder) -> OpenExchange:
+def lost(recorder: Recorder, look: Callable[[], None]) -> OpenExchange:
     def opened(*_: Any) -> Any:
         raise RemoteLost("aggregator")
 
