@@ -62,6 +62,23 @@ class ParameterAggregator:
         found: Array = self._buffers[step % 2][0]
         return found
 
+    def state(self) -> Array:
+        """The committed parameters (row 0) and the optimizer's state (the other rows), (1+S, P): not a copy."""
+        found: Array = self._buffers[self.committed % 2]
+        return found
+
+    def restore(self, step: int, state: Array, best: Array | None) -> Array:
+        """Go on as if `step` had just been committed with `state` (see `state`) and `best` was kept before, if any was.
+
+        Returns the parameters, (P,). "previous" is unknown until the next step.
+        """
+        self._buffers[step % 2][...] = state
+        if best is not None:
+            self._best[...] = best
+        self.committed = step
+        self._reports.clear()
+        return self.parameters()
+
     def keep_best(self) -> None:
         """Keep the committed parameters as the best."""
         self._best[...] = self.parameters()

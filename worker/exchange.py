@@ -56,6 +56,12 @@ class Exchange(Protocol):
     def parameters(self, which: str = "current") -> Array:
         """A copy of the committed ("current") or the kept ("best") parameters, (P,)."""
 
+    def snapshot(self) -> Array:
+        """A copy of the committed parameters (row 0) and the optimizer's state (the other rows), (1+S, P)."""
+
+    def restore(self, step: int, state: Array, best: Array | None) -> None:
+        """Before the first step: go on after `step`, of which `state` is the snapshot; `best`: what was kept, (P,)."""
+
     def close(self) -> None:
         """Let the workers go. Nothing else is called afterwards."""
 
@@ -106,6 +112,12 @@ class InProcessExchange:
 
     def parameters(self, which: str = "current") -> Array:
         return self._aggregator.parameters(which).copy()
+
+    def snapshot(self) -> Array:
+        return self._aggregator.state().copy()
+
+    def restore(self, step: int, state: Array, best: Array | None) -> None:
+        self._aggregator.restore(step, state, best)
 
     def close(self) -> None:
         self._worker.detach()

@@ -136,6 +136,15 @@ class ObjectExchange:
         found: Array = self._transport.get([self._aggregator.call("parameters", which)])[0]
         return found.copy()
 
+    def snapshot(self) -> Array:
+        found: Array = self._transport.get([self._aggregator.call("state")])[0]
+        return found
+
+    def restore(self, step: int, state: Array, best: Array | None) -> None:
+        self._parameters = self._aggregator.call("restore", step, state, best)
+        self._transport.get([self._parameters])
+        self._committed = step
+
     def close(self) -> None:
         self._parameters = None
         self._crew.close()

@@ -119,6 +119,17 @@ class SharedMemoryExchange:
         found: Array = (self._segment.best if which == "best" else self._current()).copy()
         return found
 
+    def snapshot(self) -> Array:
+        found: Array = self._segment.buffers[self._segment.committed % 2].copy()
+        return found
+
+    def restore(self, step: int, state: Array, best: Array | None) -> None:
+        """All seats wait for their first command: nobody reads meanwhile."""
+        self._segment.buffers[step % 2] = state
+        if best is not None:
+            self._segment.best[...] = best
+        self._segment.block_steps[...] = step
+
     def close(self) -> None:
         try:
             self._stand_up()
