@@ -36,8 +36,9 @@ MANIFEST, ARRAYS = "manifest.json", "arrays.safetensors"
 _LARGEST_MANIFEST = 1 << 28  # bytes: some millions of points that nobody has asked for
 _PIECE = 1 << 22  # bytes written and hashed at a time
 _DTYPES = {"float32": "F32", "float64": "F64"}  # NumPy's name: safetensors' name
-# What of a plan decides neither weights nor series: whose it is, a limit in seconds, what only the model file shows.
-_FREE = ("job_id", "max_seconds", "spec")
+# What of a plan decides neither weights nor series: whose it is, a limit in seconds, how many workers, where and how
+# often checkpoints are written, what only the model file shows.
+_FREE = ("job_id", "max_seconds", "auto_workers", "checkpoint_folder", "checkpoint_every_seconds", "spec")
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,6 +98,12 @@ class CheckpointStore:
                     on_broken(self._set_aside(step, damage))
         return None
 
+    def set_all_aside(self, reason: str) -> None:
+        """None here is to be used any more, for `reason`: a training begins anew that none of them belongs to."""
+        with self._disk():
+            for step in sorted(self._steps()):
+                self._set_aside(step, CheckpointDamaged(str(self._path(step)), reason))
+
     def list(self) -> tuple[CheckpointDescription, ...]:
         """What can be told of them, newest first, by their manifests; broken ones are left to `newest_valid`."""
         found = []

@@ -8,6 +8,7 @@ WorkerError
  ├─ RemoteLost       a process of the exchange died
  ├─ TooManyFailures  workers die faster than a job may go on with
  ├─ Cancelled        the job was asked to stop
+ ├─ Paused           the job was asked to stop, and to go on later
  ├─ Orphaned         nobody has asked about the job for a while
  ├─ TrainerLost      the trainer's process is gone
  ├─ ClusterLost      Ray itself is gone
@@ -87,6 +88,10 @@ class TooManyFailures(WorkerError):
 
 class Cancelled(WorkerError):
     """The job was asked to stop."""
+
+
+class Paused(WorkerError):
+    """The job was asked to pause; its newest checkpoint is what it goes on from."""
 
 
 class Orphaned(WorkerError):

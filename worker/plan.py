@@ -44,6 +44,8 @@ class TrainingPlan:
     log_every_steps: int = 1
     early_stopping: EarlyStopping | None = None
     max_seconds: float | None = None
+    checkpoint_folder: str | None = None  # None: no checkpoints
+    checkpoint_every_seconds: float = 30.0
     spec: dict[str, Any] = field(default_factory=dict)  # the resolved job spec: carried into the model file
 
 
@@ -149,7 +151,7 @@ class TrainingFailure:
 class TrainerReport:
     """A trainer's answer to a poll. Points and events are numbered from 1; those up to `acknowledged` are not resent.
 
-    `outcome` is None while it runs, else "succeeded", "failed" or "cancelled".
+    `outcome` is None while it runs, else "succeeded", "failed", "cancelled" or "paused".
     """
 
     job_id: str

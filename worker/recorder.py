@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from worker.diagnosis import points
@@ -34,6 +34,17 @@ class Recorder:
         with self._lock:
             self._updates += [MetricPoint(name, step, value, now) for name, value in points(found).items()]
 
+    def unheard(self) -> tuple[tuple[MetricPoint, ...], dict[str, float]]:
+        """The points that nobody has acknowledged yet, and the latest value of each series: for a checkpoint."""
+        with self._lock:
+            return tuple(each for each in self._updates if isinstance(each, MetricPoint)), dict(self._latest)
+
+    def say_again(self, points: Iterable[MetricPoint], latest: Mapping[str, float]) -> None:
+        """What `unheard` gave to a checkpoint that training goes on from."""
+        with self._lock:
+            self._updates += points
+            self._latest = dict(latest)
+
     def event(self, event: TrainerEvent) -> None:
         """Something for the job's events."""
         with self._lock:
@@ -58,9 +69,15 @@ class Recorder:
 class LossLog:
     """Means of the training loss over intervals of `every` steps, whatever the pieces in which the steps come."""
 
-    def __init__(self, recorder: Recorder, every: int, last_step: int) -> None:
+    def __init__(self, recorder: Recorder, every: int, last_step: int, loss: float = 0.0, weight: float = 0.0) -> None:
+        """`loss`, `weight`: the `sums` of a log that this one goes on for."""
         self._recorder, self._every, self._last = recorder, every, last_step
-        self._loss = self._weight = 0.0
+        self._loss, self._weight = loss, weight
+
+    @property
+    def sums(self) -> tuple[float, float]:
+        """Of losses and of weights, since the last point."""
+        return self._loss, self._weight
 
     def add(self, report: StepReport) -> None:
         """A committed step; at an interval's end, and at the last step, the interval's point."""
