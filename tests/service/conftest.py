@@ -61,12 +61,13 @@ class Fill:
         dataset: DatasetRecord | None = None,
         metadata: dict[str, str] | None = None,
         model: str | None = "model",
+        priority: int = 0,
     ) -> JobRecord:
         """A queued one."""
         spec = {"split": {"validation": 0.2}, "training": {"epochs": 3}}
         used = dataset or self.dataset()
         return self.store.create_job(
-            f"job_{secrets.token_hex(4)}", name, used.id, spec, {"steps": 9}, metadata or {}, model
+            f"job_{secrets.token_hex(4)}", name, used.id, spec, {"steps": 9}, metadata or {}, model, priority
         )
 
     def version(

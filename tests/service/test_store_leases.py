@@ -1,13 +1,18 @@
 """Claims, leases and what a controller writes under them: on a real file, from several threads."""
 
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from threading import Barrier
+from typing import Any
 
 import pytest
+from sqlalchemy.event import listen
 
 from service.errors import InvalidTransition, LeaseLost
+from service.job_events import RegistrationBegins, TrainerEnded, TrainerLost
 from service.records import JobRecord, NewEvent
 from service.store import Store
 
@@ -51,6 +56,76 @@ def test_the_oldest_job_goes_first_and_a_live_lease_is_left_alone(store: Store, 
     assert [job.id for job in store.leased_jobs("one")] == [first.id]
 
 
+def test_priority_comes_first_and_then_who_came_first(store: Store, fill: Fill) -> None:
+    data = fill.dataset()
+    made = [fill.job(dataset=data, priority=priority).id for priority in (0, 5, -5, 5, 0)]
+    order = [made[place] for place in (1, 3, 0, 4, 2)]
+    assert [job.id for job in store.queued_jobs(9)] == order
+    assert [job.id for job in store.queued_jobs(2)] == order[:2]
+    assert [claimed(store).id for _ in made] == order
+
+
+def test_why_a_job_waits_is_told_once_and_forgotten_at_its_start(store: Store, fill: Fill) -> None:
+    job = fill.job()
+    for reason in ("waiting for 4 free worker slots",) * 2:
+        store.explain_wait(job.id, reason)
+    assert store.get_job(job.id).status_reason == reason
+    assert [event.message for event in store.events_after(job.id, 1, 9)] == [reason]
+    assert claimed(store).status_reason is None
+    store.explain_wait(job.id, reason)  # too late
+    assert store.get_job(job.id).status_reason is None
+
+
+def test_a_job_that_was_cancelled_or_paused_since_it_was_seen_is_not_claimed(store: Store, fill: Fill) -> None:
+    cancelled, paused = fill.job(), fill.job()
+    store.request_cancel(cancelled.id)
+    store.request_pause(paused.id)
+    assert store.claim_job("one", 60.0, cancelled.id) is None
+    assert store.claim_job("one", 60.0, paused.id) is None
+
+
+def test_a_result_that_comes_after_a_request_to_cancel_is_not_kept(store: Store, fill: Fill) -> None:
+    job = fill.job()
+    claimed(store)
+    store.request_cancel(job.id)
+    ended = fill.train(job.id)
+    assert (ended.status, ended.result, ended.artifact_sha256) == ("cancelled", None, None)
+
+
+def test_a_job_being_registered_is_cancelled_at_once_until_mlflow_is_told(store: Store, fill: Fill) -> None:
+    early, late = fill.job(), fill.job()
+    for job in (early, late):
+        claimed(store)
+        fill.train(job.id)
+    assert store.request_cancel(early.id).status == "cancelled"
+    store.apply(late.id, RegistrationBegins(time.time(), 1))
+    asked = store.request_cancel(late.id)
+    assert (asked.status, asked.cancel_requested) == ("running", True)
+    assert store.finish_job(late.id, 1, "succeeded").status == "succeeded"
+
+
+def test_what_is_asked_many_times_a_second_uses_an_index(store: Store) -> None:
+    seen: list[str] = []
+    listen(store.database.engine, "before_cursor_execute", lambda *a: seen.append(_explained(store, a[2], a[3])))
+    store.queued_jobs(1)
+    store.expired_jobs()
+    store.jobs_to_publish()
+    store.claim_job("one", 60.0)
+    plans = [plan for plan in seen if "jobs" in plan]
+    assert len(plans) >= 5
+    for plan in plans:
+        assert "USING INDEX jobs_in_turn" in plan or "USING INDEX jobs_untold" in plan, plan
+        assert "TEMP B-TREE" not in plan, plan
+
+
+def _explained(store: Store, statement: str, parameters: Any) -> str:
+    if not statement.startswith("SELECT"):
+        return ""
+    with closing(sqlite3.connect(str(store.database.engine.url.database))) as connection:
+        found = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+    return "; ".join(row[3] for row in found)
+
+
 def test_a_lease_that_ran_out_goes_to_the_next_and_the_old_holder_writes_nothing(store: Store, fill: Fill) -> None:
     fill.job()
     old = claimed(store, "old", seconds=-1.0)
@@ -62,6 +137,9 @@ def test_a_lease_that_ran_out_goes_to_the_next_and_the_old_holder_writes_nothing
         lambda: store.set_status_reason(old.id, old.lease_epoch, "waiting"),
         lambda: store.set_result(old.id, old.lease_epoch, {}, SHA, {"signature": SIGNATURE}),
         lambda: store.finish_job(old.id, old.lease_epoch, "failed", {"code": "internal", "message": "lost"}),
+        lambda: store.apply(old.id, TrainerEnded(time.time(), old.lease_epoch, "cancelled")),
+        lambda: store.apply(old.id, TrainerLost(time.time(), old.lease_epoch, "lost")),
+        lambda: store.apply(old.id, RegistrationBegins(time.time(), old.lease_epoch)),
     ]
     for write in writes:
         with pytest.raises(LeaseLost):
@@ -169,6 +247,12 @@ def test_what_mlflow_has_not_been_told_is_to_be_published(store: Store, fill: Fi
     assert waits()
     store.mark_run_ended(job.id)
     assert not waits()
+
+
+def test_a_job_whose_run_has_ended_is_not_looked_at_again(store: Store, fill: Fill) -> None:
+    ended = fill.version("model", 1)
+    store.mark_run_ended(ended.id)
+    assert store.jobs_to_publish() == []
 
 
 def test_leases_expire_by_the_clock(store: Store, fill: Fill) -> None:

@@ -1,0 +1,132 @@
+"""Which of several controllers works: on a real store, with clocks of the tests' own."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from service.errors import LeadLost
+from service.lead import RENEWALS, Lead
+from service.process_identity import identity, is_gone
+from service.store import Store
+
+from .conftest import Fill
+
+SECONDS = 30.0
+
+
+class Clocks:
+    """The process's clock and the wall's, moved by hand."""
+
+    def __init__(self, wall: float) -> None:
+        self.mine, self.wall = 100.0, wall
+
+
+def lead(store: Store, owner: str, clocks: Clocks, gone: bool = False) -> Lead:
+    return Lead(store, owner, SECONDS, lambda _: gone, lambda: clocks.mine, lambda: clocks.wall)
+
+
+@pytest.fixture
+def clocks(store: Store) -> Clocks:
+    """The wall's clock starts at the store's time."""
+    first = store.take_lead("nobody", -1.0, None)
+    assert first is not None
+    return Clocks(first.expires_at + 1.0)
+
+
+def test_one_leads_and_the_other_stands_by_until_the_lease_has_run_out(store: Store, clocks: Clocks) -> None:
+    one, two = lead(store, "one", clocks), lead(store, "two", clocks)
+    assert one.take()
+    assert not two.take()
+    assert (one.is_held, two.is_held) == (True, False)
+    clocks.wall += SECONDS + 1
+    assert two.take()
+    clocks.mine += SECONDS / RENEWALS + 1
+    with pytest.raises(LeadLost):
+        one.hold()
+    two.hold()
+
+
+def test_one_that_is_known_to_be_gone_is_followed_at_once(store: Store, clocks: Clocks) -> None:
+    assert lead(store, "one", clocks).take()
+    assert lead(store, "two", clocks, gone=True).take()
+
+
+def test_a_held_lead_is_renewed_in_time_and_not_more_often(store: Store, clocks: Clocks) -> None:
+    one = lead(store, "one", clocks)
+    assert one.take()
+    taken = store.leader()
+    one.hold()
+    assert store.leader() == taken
+    clocks.mine += SECONDS / RENEWALS + 1
+    one.hold()
+    renewed = store.leader()
+    assert taken is not None
+    assert renewed is not None
+    assert renewed.epoch == taken.epoch
+    assert renewed.expires_at > taken.expires_at
+
+
+def test_one_that_was_stopped_knows_that_it_may_have_been_followed(store: Store, clocks: Clocks) -> None:
+    one = lead(store, "one", clocks)
+    assert one.take()
+    clocks.mine += SECONDS + 1
+    assert not one.is_held
+    one.hold()  # nobody has
+    assert one.is_held
+
+
+def test_who_has_not_taken_it_does_not_hold_it(store: Store, clocks: Clocks) -> None:
+    with pytest.raises(LeadLost):
+        lead(store, "one", clocks).hold()
+
+
+def test_of_eight_that_want_it_at_once_one_gets_it(store: Store) -> None:
+    together = Barrier(8)
+
+    def take(number: int) -> bool:
+        together.wait()
+        return store.take_lead(f"controller {number}", SECONDS, None) is not None
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(take, range(8))) == 1
+
+
+def test_who_takes_over_gets_the_jobs_and_who_does_not_lead_claims_none(store: Store, fill: Fill) -> None:
+    running, queued = fill.job(), fill.job()
+    first = store.take_lead("one", SECONDS, None)
+    held = store.claim_job("one", SECONDS)
+    assert held is not None
+    assert held.id == running.id
+    assert store.take_lead("two", SECONDS, first) is not None
+    for job_id in (None, queued.id, running.id):
+        with pytest.raises(LeadLost):
+            store.claim_job("one", SECONDS, job_id)
+    assert store.get_job(queued.id).status == "queued"
+    assert [job.id for job in store.expired_jobs()] == [running.id]
+    taken = store.claim_job("two", SECONDS, running.id)
+    assert taken is not None
+    assert (taken.lease_owner, taken.lease_epoch) == ("two", held.lease_epoch + 1)
+
+
+def test_a_process_is_gone_when_it_has_ended_and_never_before() -> None:
+    child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    known = identity(child.pid)
+    assert not is_gone(known)
+    assert not is_gone(identity())
+    child.communicate()
+    assert is_gone(known)
+
+
+def test_another_process_of_the_same_number_is_another_one() -> None:
+    host, pid, started, namespace, boot = identity().split(":")
+    assert is_gone(":".join((host, pid, str(int(started) + 1), namespace, boot)))
+
+
+@pytest.mark.parametrize("part", [3, 4])
+def test_of_other_machines_and_containers_nothing_is_known(part: int) -> None:
+    parts = identity().split(":")
+    parts[1], parts[part] = "999999999", "another"
+    assert not is_gone(":".join(parts))
