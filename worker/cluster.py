@@ -143,6 +143,11 @@ class TrainerHost:
         if self._run is not None:
             self._run.cancel()
 
+    def pause(self) -> None:
+        """Ask the job to write a checkpoint and end."""
+        if self._run is not None:
+            self._run.pause()
+
     def scale(self, workers: int) -> None:
         """Ask the job to go on with so many workers."""
         if self._run is not None:

@@ -3,20 +3,22 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from core.metrics import metrics
 from core.model_file import Model, model_bytes
+from worker.checkpointing import Checkpointing, Position
 from worker.dataset import PreparedDataset, prepare
 from worker.diagnosis import is_due
-from worker.errors import Cancelled, Diverged, Orphaned
+from worker.errors import Cancelled, Diverged, Orphaned, Paused
 from worker.exchange import Exchange
 from worker.plan import StepPlan, StepReport, TrainerEvent, TrainingPlan, TrainingResult
 from worker.probe import CHUNK_S as PROBE_CHUNK_S
 from worker.probe import Probe
 from worker.recorder import LossLog, Recorder
 from worker.sampling import Sampling
-from worker.stopping import StoppingState, decide
+from worker.stopping import decide
 
 CHUNK_S = 0.2  # how long the trainer lets the exchange run before it looks around
 _SMOOTHING = 0.3  # of the examples per second, from chunk to chunk
@@ -25,7 +27,7 @@ OpenExchange = Callable[[StepPlan, int], Exchange]  # step plan, seed
 
 
 class Trainer:
-    """One attempt at one job. `run` is called once; `cancel` and `scale` from another thread."""
+    """One attempt at one job. `run` is called once; `cancel`, `pause` and `scale` from another thread."""
 
     def __init__(
         self,
@@ -34,10 +36,13 @@ class Trainer:
         open_exchange: OpenExchange,
         orphan_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        attempt: int = 1,
     ) -> None:
         self._plan, self._recorder, self._open, self._clock = plan, recorder, open_exchange, clock
         self._orphan_seconds = orphan_seconds
-        self._cancelled, self._began = False, clock()
+        self._checkpoints = Checkpointing(plan, attempt, recorder, clock)
+        self._cancelled = self._paused = False
+        self._began = clock()  # as if all attempts had been this one
         self._rate = 0.0  # examples a second
         self._asked_workers: int | None = None  # by `scale`
         self._scaled_to: int | None = None  # by request
@@ -46,6 +51,10 @@ class Trainer:
     def cancel(self) -> None:
         """Ask `run` to raise Cancelled soon."""
         self._cancelled = True
+
+    def pause(self) -> None:
+        """Ask `run` to raise Paused soon, after a checkpoint has been written."""
+        self._paused = True
 
     def scale(self, workers: int) -> None:
         """Ask `run` to go on with so many workers, at most one a shard. It settles `auto_workers`, too.
@@ -57,25 +66,25 @@ class Trainer:
         self._asked_workers = workers
 
     def run(self) -> TrainingResult:
-        """The trained model. Raises Diverged, TooManyFailures, Cancelled, Orphaned, and what `prepare` raises."""
+        """The trained model. Raises Diverged, TooManyFailures, Cancelled, Paused, Orphaned, and what `prepare` raises.
+
+        It goes on from the plan's newest checkpoint, where there is one.
+        """
         self._recorder.progress(phase="preparing", epochs=self._plan.epochs)
         prepared = prepare(self._plan.data)
         self.look_around()
         steps = self._step_plan(prepared)
-        exchange = self._open(steps, self._plan.seed)
-        try:
+        with closing(self._checkpoints), closing(self._open(steps, self._plan.seed)) as exchange:
             self._recorder.progress(phase="training", steps=steps.steps, workers=exchange.workers)
-            best_epoch, stopped, epoch, step = self._train(exchange, steps, prepared)
+            at = self._train(exchange, steps, prepared)
             self._recorder.progress(phase="evaluating", eta_seconds=None)
-            which = "current" if best_epoch is None else "best"
-            final = self._evaluate(exchange, prepared, step, which)
+            which = "current" if at.stopping.best_epoch is None else "best"
+            final = self._evaluate(exchange, prepared, at.step, which)
             for name, value in final.items():
                 if name.startswith("test_"):
-                    self._recorder.point(name, step, value)
+                    self._recorder.point(name, at.step, value)
             parameters = exchange.parameters(which)
-            numerics, failures = exchange.numerics, exchange.failures
-        finally:
-            exchange.close()
+            numerics, failures = exchange.numerics, at.worker_failures + exchange.failures
         model = Model(
             steps.network, prepared.preprocessing, parameters, self._plan.spec, self._plan.data.dataset_sha256
         )
@@ -84,11 +93,11 @@ class Trainer:
             model_sha256=model.model_sha256,
             numerics=numerics,
             parameters=parameters.size,
-            steps=step,
-            epochs=epoch,
+            steps=at.step,
+            epochs=at.epoch,
             worker_failures=failures,
-            best_epoch=best_epoch,
-            stopped_early=stopped,
+            best_epoch=at.stopping.best_epoch,
+            stopped_early=at.stopped,
             metrics=final,
             signature=prepared.preprocessing.signature(),
             input_example=model.input_example,
@@ -104,53 +113,77 @@ class Trainer:
             str(prepared.folder), network, sampling, plan.optimizer, plan.schedule, steps, plan.threads_per_worker
         )
 
-    def _train(
-        self, exchange: Exchange, steps: StepPlan, prepared: PreparedDataset
-    ) -> tuple[int | None, str | None, int, int]:
-        """Best epoch (None: the last one counts), why it stopped early (None: it did not), last epoch, last step."""
+    def _train(self, exchange: Exchange, steps: StepPlan, prepared: PreparedDataset) -> Position:
+        """Where it ended."""
         rule = self._plan.early_stopping if prepared.rows["validation"] else None
-        self._began = self._clock()
-        state, losses = StoppingState(), LossLog(self._recorder, self._plan.log_every_steps, steps.steps)
-        self._probe = Probe(exchange.workers) if self._plan.auto_workers else None
-        for epoch in range(1, self._plan.epochs + 1):
-            for report in self._epoch(exchange, steps):
+        at, losses = self._begin(exchange, steps)
+        while at.stopped is None and at.epoch < self._plan.epochs:
+            epoch = at.epoch + 1
+            for report in self._epoch(exchange, steps, at, losses):
+                at.step = report.step
                 losses.add(report)
                 self._progress(exchange, report, epoch, steps)
-            last = report
-            found = self._evaluate(exchange, prepared, last.step, "current", ("validation",))
+            found = self._evaluate(exchange, prepared, at.step, "current", ("validation",))
             for name, value in found.items():
-                self._recorder.point(name, last.step, value)
+                self._recorder.point(name, at.step, value)
             if is_due(epoch, self._plan.epochs):
-                self._recorder.diagnostics(last.step, exchange.diagnose())
+                self._recorder.diagnostics(at.step, exchange.diagnose())
             stopped = None
             if rule is not None:
-                decision = decide(rule, state, epoch, found["validation_loss"])
-                state, stopped = decision.state, "early_stopping" if decision.stop else None
+                decision = decide(rule, at.stopping, epoch, found["validation_loss"])
+                at.stopping, stopped = decision.state, "early_stopping" if decision.stop else None
                 if decision.is_best:
                     exchange.keep_best()
             if stopped is None and self._is_over_time():
                 stopped = "max_seconds"
-            if stopped and last.step < steps.steps:
-                losses.flush(last)
-                return state.best_epoch, stopped, epoch, last.step
-        return state.best_epoch, None, self._plan.epochs, steps.steps
+            at.epoch = epoch
+            if stopped and at.step < steps.steps:
+                losses.flush(report)
+                at.stopped = stopped
+        return at
 
-    def _epoch(self, exchange: Exchange, steps: StepPlan) -> Iterator[StepReport]:
-        """Run an epoch's steps in chunks of about CHUNK_S; between chunks the trainer looks around."""
-        count, done, chunk = steps.sampling.steps_per_epoch, 0, 1
-        while done < count and not (done and self._is_over_time()):
-            self.look_around()
+    def _begin(self, exchange: Exchange, steps: StepPlan) -> tuple[Position, LossLog]:
+        """At the first step, or where a checkpoint says."""
+        self._probe = Probe(exchange.workers) if self._plan.auto_workers else None
+        found, at, sums = self._checkpoints.resume(exchange), Position(), (0.0, 0.0)
+        if found is not None:
+            at = Position(found.step, found.epoch, found.stopping, found.stopped, found.worker_failures, found.seconds)
+            sums = found.loss_sum, found.weight_sum
+            self._recorder.progress(step=at.step, epoch=steps.sampling.epoch_of(at.step))
+        self._began = self._clock() - at.seconds
+        return at, LossLog(self._recorder, self._plan.log_every_steps, steps.steps, *sums)
+
+    def _epoch(self, exchange: Exchange, steps: StepPlan, at: Position, losses: LossLog) -> Iterator[StepReport]:
+        """Run what is left of the epoch after `at.epoch`, in chunks of about CHUNK_S; between chunks the trainer looks
+        around. Who takes the reports has dealt with a chunk's before the next one begins."""
+        last, chunk = (at.epoch + 1) * steps.sampling.steps_per_epoch, 1
+        first = at.step
+        while at.step < last and not (at.step > first and self._is_over_time()):
+            self._stop_at_boundary(exchange, at, losses)
             self._scale(exchange)
             began = self._clock()
-            reports = exchange.run_steps(min(chunk, count - done))
+            reports = exchange.run_steps(min(chunk, last - at.step))
             seconds = max(self._clock() - began, 1e-9)
             rate = sum(report.rows for report in reports) / seconds
             self._rate = rate if self._rate == 0 else self._rate + _SMOOTHING * (rate - self._rate)
-            done += len(reports)
             chunk_s = CHUNK_S if self._probe is None else PROBE_CHUNK_S
             chunk = max(1, min(4 * chunk, round(chunk_s * len(reports) / seconds)))
             self._measure(exchange, reports, seconds, steps)
             yield from reports
+
+    def _stop_at_boundary(self, exchange: Exchange, at: Position, losses: LossLog) -> None:
+        """Between two chunks: a checkpoint, where one is due or the training ends here to go on later; `look_around`.
+
+        The last epoch that was begun has steps to come: what goes on from here commits one before it looks inside.
+        """
+        seconds = self._clock() - self._began
+        try:
+            self.look_around()
+        except (Paused, Orphaned):
+            self._checkpoints.write(exchange, at, losses, seconds, wait=True)
+            raise
+        if self._checkpoints.is_due():
+            self._checkpoints.write(exchange, at, losses, seconds)
 
     def _scale(self, exchange: Exchange) -> None:
         """Have as many workers as `scale` has been asked for since."""
@@ -215,8 +248,10 @@ class Trainer:
         return found
 
     def look_around(self) -> None:
-        """What `run` does between chunks, and who waits for it meanwhile: raises Cancelled, Orphaned."""
+        """What `run` does between chunks, and who waits for it meanwhile: raises Cancelled, Paused, Orphaned."""
         if self._cancelled:
             raise Cancelled
+        if self._paused:
+            raise Paused
         if self._orphan_seconds is not None and time.monotonic() - self._recorder.heard_at > self._orphan_seconds:
             raise Orphaned(self._orphan_seconds)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from core.errors import CoreError
 from worker.dataset import DatasetError
-from worker.errors import Cancelled, Diverged, Orphaned, RemoteLost, TooManyFailures
+from worker.errors import Cancelled, Diverged, Orphaned, Paused, RemoteLost, TooManyFailures
 from worker.plan import TrainerReport, TrainingFailure, TrainingPlan, TrainingResult
 from worker.recorder import Recorder
 from worker.trainer import OpenExchange, Trainer
@@ -37,7 +37,7 @@ class Run:
         self.job_id, self.attempt = plan.job_id, attempt
         self._recorder, self._abandoned = Recorder(workers), abandoned
         opened = open_exchange(self._recorder, lambda: self._trainer.look_around())
-        self._trainer = Trainer(plan, self._recorder, opened, orphan_seconds)
+        self._trainer = Trainer(plan, self._recorder, opened, orphan_seconds, attempt=attempt)
         self._outcome: str | None = None
         self._result: TrainingResult | None = None
         self._failure: TrainingFailure | None = None
@@ -55,6 +55,10 @@ class Run:
         """Ask it to end as `cancelled`."""
         self._trainer.cancel()
 
+    def pause(self) -> None:
+        """Ask it to write a checkpoint and end as `paused`."""
+        self._trainer.pause()
+
     def scale(self, workers: int) -> None:
         """Ask it to go on with so many workers. Raises ValueError for less than one."""
         self._trainer.scale(workers)
@@ -65,6 +69,8 @@ class Run:
             self._outcome = "succeeded"
         except Cancelled:
             self._outcome = "cancelled"
+        except Paused:
+            self._outcome = "paused"
         except (Orphaned, RemoteLost) as error:
             # Nobody to report to, or nothing left to go on with: whoever asks again finds the trainer lost.
             log.warning("%s attempt %d: %s", self.job_id, self.attempt, error)
