@@ -176,6 +176,7 @@ class JobSpec(Section):
     training: Training = Training()
     distribution: Distribution = Distribution()
     model: Model | None = Model()
+    priority: Annotated[int, *whole(-100, 100)] = 0
     experiment: Annotated[str | None, *text(null=True, longest=200)] = None
     metadata: Annotated[dict[str, str], PlainValidator(_metadata), WithJsonSchema({"type": "object"})] = Field(
         default={}

@@ -49,6 +49,8 @@ def _submit(parts: Context, data: dict[str, Any], sha256: str, dry_run: bool, ke
             resolved.plan,
             spec.metadata,
             resolved.model_name,
+            priority=spec.priority,
+            most_queued=parts.settings.max_queued_jobs,
         )
         return 201, job_answer(parts, record)
 

@@ -1,14 +1,18 @@
 """Jobs over HTTP: submitted, planned, listed, cancelled, deleted, in the contract's shapes."""
 
+import shutil
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from .conftest import CSV, Api
+from service.settings import Settings
+
+from .conftest import CSV, Api, served
 
 SPEC = {"dataset": "flowers", "target": "kind"}
 
@@ -137,6 +141,26 @@ def test_cancel_can_be_repeated_and_only_ended_jobs_are_deleted(api: Api) -> Non
     assert api.client.delete(f"/v1/jobs/{job}").status_code == 204
     error(api.client.delete(f"/v1/jobs/{job}"), 404, "not_found")
     error(api.client.post(f"/v1/jobs/{job}/cancel"), 404, "not_found")
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path
+) -> None:
+    home = tmp_path_factory.mktemp("full")
+    shutil.copy(empty_database, home / "fallline.db")
+    settings = Settings.from_environment({"FALLLINE_HOME": str(home), "FALLLINE_MAX_QUEUED_JOBS": "2"})
+    with served(settings) as full:
+        assert full.upload(name="flowers").status_code == 201
+        first = submit(full, priority=-7).json()
+        assert first["spec"]["priority"] == -7
+        second = submit(full).json()
+        assert [job.id for job in full.store.queued_jobs(9)] == [second["id"], first["id"]]
+        key = {"Idempotency-Key": "the third"}
+        refused = full.client.post("/v1/jobs", json=SPEC, headers=key)
+        assert error(refused, 429, "queue_full")["queued"] == 2
+        assert int(refused.headers["Retry-After"]) > 0
+        full.client.post(f"/v1/jobs/{first['id']}/cancel")
+        assert full.client.post("/v1/jobs", json=SPEC, headers=key).status_code == 201
 
 
 def test_metrics_are_series_against_steps(api: Api) -> None:

@@ -83,6 +83,7 @@ def test_dataset_and_target_suffice_and_the_rest_is_the_contracts() -> None:
             "threads_per_worker": 1,
         },
         "model": {"name": None, "deploy": "never"},
+        "priority": 0,
         "experiment": None,
         "metadata": {},
     }
