@@ -9,8 +9,11 @@ import pytest
 
 from core.class_weights import fold
 from core.errors import SpecificationError
-from core.network import Network, initial_parameters
+from core.network import Network, NetworkSpec, initial_parameters
+from core.optimizers import OptimizerSpec
+from core.parameters import weights_sha256
 from worker.dataset import PreparedDataset, prepare
+from worker.exchange import InProcessExchange
 from worker.gradient_worker import GradientWorker
 from worker.plan import StepPlan, TrainingPlan
 
@@ -108,3 +111,24 @@ def test_weights_of_one_change_no_bit(make_step_plan: MakeStepPlan) -> None:
 
 def test_folding_is_by_the_rows_class() -> None:
     np.testing.assert_array_equal(fold((1.0, 4.0, 0.5), np.array([2, 1, 0]), None), np.array([0.5, 4, 1], "f4"))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_weights_are_the_same_for_any_number_of_workers(
+    make_step_plan: MakeStepPlan, site: Any, workers: int
+) -> None:
+    """Of a network with all that a spec may ask of it."""
+    graph = (
+        {"name": "a", "inputs": ("features",), "units": 9, "layer_norm": True, "dropout": 0.3},
+        {"name": "b", "inputs": ("a",), "units": 9, "activation": "gelu"},
+        {"name": "c", "inputs": ("a", "b"), "operation": "sum"},
+    )
+    network = NetworkSpec(1, 3, input_dropout=0.1, graph=graph)  # type: ignore[arg-type]  # mappings will do
+    optimizer = OptimizerSpec("adamw", 0.01, l1=1e-3, max_norm=1.0)
+    plan, _ = make_step_plan(data={"class_weight": "balanced"}, network=network, optimizer=optimizer)
+    alone, together = InProcessExchange(plan, 5), site(plan, workers).open()
+    for exchange in (alone, together):
+        exchange.run_steps(12)
+    assert weights_sha256(together.parameters()) == weights_sha256(alone.parameters())
+    for exchange in (alone, together):
+        exchange.close()
