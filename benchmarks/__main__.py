@@ -2,8 +2,8 @@
 
 Usage: python -m benchmarks [SECTION ...] [--mnist FOLDER] [--rounds N] [--seconds S] [--clock wall|process]
 
-Sections: engine, distribution, time, mnist; all of them, unless some are named. accuracy, a table of its own, runs only
-when it is named.
+Sections: engine, distribution, peers, time, mnist; all of them, unless some are named. accuracy, a table of its own,
+runs only when it is named.
 """
 
 import argparse
@@ -16,7 +16,13 @@ from benchmarks.race import CLOCKS, Options
 from benchmarks.rows import Row, table
 
 # The modules, each with `run(results, options) -> list[Row]`.
-SECTIONS = {"engine": "engine", "distribution": "distribution", "time": "latency", "mnist": "mnist"}
+SECTIONS = {
+    "engine": "engine",
+    "distribution": "distribution",
+    "peers": "two_cores",
+    "time": "latency",
+    "mnist": "mnist",
+}
 # Modules with a `main` that prints a table of its own.
 TABLES = ("accuracy",)
 RESULTS = Path(__file__).parent / "results"

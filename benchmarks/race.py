@@ -1,7 +1,7 @@
 """Contenders side by side: each in a process of its own, one at a time, taking turns.
 
 Separate processes, because libraries bring thread pools and OpenMP runtimes that disturb each other in one. While one
-runs the others wait for a line on their standard input. Run as a module, this file is such a process.
+runs the others wait for a line on their standard input: turns.py is such a process.
 """
 
 import json
@@ -17,10 +17,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks import contenders, peers
-from benchmarks.contenders import Array, Case, Contender, hold_to_threads
+from benchmarks.contenders import Array, Case
 
-CONTENDERS = contenders.CONTENDERS | peers.PEERS
 ROOT = Path(__file__).resolve().parents[1]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -67,7 +65,7 @@ class Process:
         self.result = Result(name)
         environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(case.threads))
         task = json.dumps({"name": name, "case": asdict(case), "options": asdict(options)})
-        command = [sys.executable, "-m", "benchmarks.race", task]
+        command = [sys.executable, "-m", "benchmarks.turns", task]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -125,41 +123,3 @@ def rows_for(case: Case, mnist: str | None) -> tuple[Array, Array]:
     ink = rng.random((2, count, case.sizes[0]), np.float32)
     features: Array = np.where(ink[0] < 0.19, 0.4 + 0.6 * ink[1], np.float32(0))
     return features, rng.integers(0, case.sizes[-1], count)
-
-
-def main(task: str) -> None:
-    """The process of one contender: a line when ready, and one for each line that it is sent."""
-    described = json.loads(task)
-    case = Case(**described["case"] | {"sizes": tuple(described["case"]["sizes"])})
-    options, name = Options(**described["options"]), described["name"]
-    clock = CLOCKS[options.clock]
-    hold_to_threads(case.threads)
-    try:
-        contender = CONTENDERS[name](case, *rows_for(case, options.mnist))
-        steps = _steps_within(contender, options.seconds)
-    except ImportError as error:
-        print(json.dumps({"missing": f"{error.name} is not installed"}), flush=True)
-        return
-    print(json.dumps({"steps": steps}), flush=True)
-    for _ in sys.stdin:
-        start = clock()
-        examples = contender.run(steps)
-        print(json.dumps({"examples": examples, "seconds": clock() - start}), flush=True)
-
-
-def _steps_within(contender: Contender, seconds: float) -> int:
-    """How many steps take about `seconds` of processor time, after a warm-up in which everything is compiled."""
-    contender.run(3)
-    steps = 4
-    while True:
-        start = time.process_time()
-        examples = contender.run(steps)
-        taken = (time.process_time() - start) / contender.case.threads
-        if taken > seconds / 4:
-            done = max(steps, examples / contender.case.batch) if examples > steps else steps
-            return max(1, round(done * seconds / taken))
-        steps *= 2
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
