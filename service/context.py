@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from service.machine_memory import memory_bytes
 from service.predictor import Predictor
 from service.resolve import Limits
 from service.settings import Settings
@@ -23,7 +24,8 @@ class Context:
     @property
     def limits(self) -> Limits:
         """What a job may ask for."""
-        return Limits(self.settings.max_parameters, self.settings.worker_slots)
+        here = self.settings.ray_address is None  # else the machines that train are others, of unknown size
+        return Limits(self.settings.max_parameters, self.settings.worker_slots, memory_bytes() if here else None)
 
 
 def context(request: Request) -> Context:

@@ -31,10 +31,11 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service allows a job."""
+    """What the service allows a job. `memory_bytes`: of the machine that trains; None: it is another one."""
 
     max_parameters: int
     worker_slots: int
+    memory_bytes: int | None = None
 
 
 def resolve(spec: JobSpec, dataset: dict[str, Any], limits: Limits) -> Resolved:
@@ -48,6 +49,7 @@ def resolve(spec: JobSpec, dataset: dict[str, Any], limits: Limits) -> Resolved:
     _check_workers(spec, limits)
     resolved = _resolved(spec, dataset, data, training, network)
     plan = {"object": "plan", "spec": resolved} | _plan(data, training, network)
+    _check_memory(plan, training, network, limits)
     return Resolved(resolved, plan, resolved["model"]["name"] if resolved["model"] else None)
 
 
@@ -56,6 +58,21 @@ def _check_workers(spec: JobSpec, limits: Limits) -> None:
     if workers != AUTO and int(workers) > limits.worker_slots:
         message = f"{workers} workers; this service has {limits.worker_slots} worker slots (FALLLINE_WORKER_SLOTS)"
         raise SpecError("distribution.workers", message)
+
+
+def _check_memory(plan: dict[str, Any], training: ResolvedTraining, network: ResolvedNetwork, limits: Limits) -> None:
+    """Refuse a job whose segment, with one worker's buffers, the machine cannot hold."""
+    need, has = sum(plan["memory_bytes"].values()), limits.memory_bytes
+    if has is None or need <= has:
+        return
+    fits_one_shard = need - (training.shards - 1) * _vector_bytes(network) <= has
+    field, advice = ("distribution.shards", "fewer shards") if fits_one_shard else ("network", "a smaller network")
+    job = f"{network.parameters:,} parameters in {training.shards} shards take {need / 2**30:,.2f} GiB of memory"
+    raise SpecError(field, f"{job}; this machine has {has / 2**30:,.2f} GiB: ask for {advice}")
+
+
+def _vector_bytes(network: ResolvedNetwork) -> int:
+    return np.dtype(network.spec.dtype).itemsize * network.parameters
 
 
 def _resolved(
@@ -97,7 +114,7 @@ def _plan(data: ResolvedData, training: ResolvedTraining, network: ResolvedNetwo
         "flops_per_step": training.batch_size * network.flops,
         "memory_bytes": {
             "worker": network.worker_bytes(math.ceil(training.batch_size / training.shards)),
-            "shared": np.dtype(network.spec.dtype).itemsize * network.parameters * vectors,
+            "shared": _vector_bytes(network) * vectors,
         },
         "useful_workers": training.shards,
     }

@@ -16,6 +16,7 @@ with the last process that maps it, however that ended.
 A *seat* is a worker's place in the exchange, from 0; a seat's words have that worker as their one writer.
 """
 
+import errno
 import mmap
 import os
 from dataclasses import dataclass
@@ -103,13 +104,15 @@ class Segment:
 
     @classmethod
     def create(cls, layout: SegmentLayout) -> "Segment":
-        """A new segment, all zero. OSError (ENOMEM, ENOSPC) when the machine has no room for it."""
+        """A new segment, all zero. MemoryError when the machine has no room for it."""
         descriptor = os.memfd_create("fallline-segment", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(descriptor, 0, layout.size)  # now, with an error; not later, with a signal
             return cls(layout, descriptor)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC, errno.EFBIG):
+                raise MemoryError(f"the job's segment of {layout.size:,} bytes does not fit in memory") from error
             raise
 
     @classmethod

@@ -1,12 +1,15 @@
 """Resolution: every `auto` by the contract's formulas, every refusal by the field's name, nothing allocated."""
 
 import math
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.errors import SpecError
+from service.machine_memory import memory_bytes
 from service.resolve import Limits, Resolved, resolve
 from service.schemas import JobSpec
 
@@ -340,3 +343,27 @@ def test_too_many_categories_are_refused_with_the_way_out() -> None:
 def test_a_negative_weight_is_refused() -> None:
     data = dataset(50, [column("a", "number", 9), column("rent", "number", 9), column("w", "number", 9, minimum=-0.5)])
     assert "-0.5" in refused(data, weight_column="w").message
+
+
+def test_a_job_that_the_machine_cannot_hold_is_refused_with_both_numbers() -> None:
+    needed = sum(resolved().plan["memory_bytes"].values())
+    assert resolved(limits=Limits(10**8, 16, needed)).plan == resolved().plan
+    with pytest.raises(SpecError) as small:
+        resolved(limits=Limits(10**8, 16, needed - 1))
+    assert small.value.param == "network"
+    big = {"network": {"hidden": [4000, 4000]}, "training": {"batch_size": 64}, "distribution": {"shards": 64}}
+    with pytest.raises(
+        SpecError, match=r"16,\d+,\d+ parameters in 64 shards take 4\.\d+ GiB.* has 2\.00 GiB"
+    ) as shards:
+        resolved(limits=Limits(10**8, 16, 2 * 2**30), **big)
+    assert shards.value.param == "distribution.shards"
+
+
+def test_a_containers_memory_is_its_limit(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    whole = memory_bytes(limit)
+    assert whole == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit.write_text("max\n")
+    assert memory_bytes(limit) == whole
+    limit.write_text("1048576\n")
+    assert memory_bytes(limit) == 2**20
