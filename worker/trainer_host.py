@@ -90,7 +90,7 @@ def failure_of(error: Exception) -> TrainingFailure:
     if isinstance(error, CoreError | DatasetError):
         return TrainingFailure("invalid_dataset", str(error), {})
     if isinstance(error, MemoryError):
-        return TrainingFailure("out_of_memory", "the trainer's memory does not suffice", {})
+        return TrainingFailure("out_of_memory", str(error) or "the trainer's memory does not suffice", {})
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return TrainingFailure("disk_full", str(error), {})
     number = uuid.uuid4().hex[:12]
