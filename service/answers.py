@@ -7,6 +7,7 @@ import orjson
 from starlette.responses import Response
 
 from service.records import DatasetRecord, DeploymentRecord, EventRecord, JobRecord, ModelRecord, Page, VersionRecord
+from worker.checkpoint import CheckpointDescription
 
 Json = dict[str, Any]
 
@@ -103,6 +104,18 @@ def event(record: EventRecord) -> Json:
         "level": record.level,
         "message": record.message,
         "data": record.data,
+    }
+
+
+def checkpoint(found: CheckpointDescription) -> Json:
+    """A checkpoint of a job."""
+    return {
+        "object": "checkpoint",
+        "step": found.step,
+        "epoch": found.epoch,
+        "bytes": found.bytes,
+        "sha256": found.sha256,
+        "created_at": found.created_at,
     }
 
 

@@ -17,7 +17,7 @@ from service.context import Context
 from service.errors import SettingsError
 from service.migrate import migrate
 from service.predictor import Predictor
-from service.routes import datasets, events, health, jobs, models, predictions, unsupported
+from service.routes import checkpoints, datasets, events, health, jobs, models, predictions, unsupported
 from service.security import Guard
 from service.settings import Settings
 from service.store import Store
@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_upload=settings.max_upload_bytes,
     )
     error_answers.install(app)
-    for routes in (datasets, jobs, events, models, predictions, health, unsupported):
+    for routes in (datasets, jobs, checkpoints, events, models, predictions, health, unsupported):
         app.include_router(routes.router)
     return app
 

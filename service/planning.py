@@ -49,6 +49,8 @@ def training_plan(job: JobRecord, dataset: DatasetRecord, settings: Settings) ->
         log_every_steps=training["log_every_steps"],
         early_stopping=EarlyStopping(**training["early_stopping"]) if training["early_stopping"] else None,
         max_seconds=training["max_seconds"],
+        checkpoint_folder=str(settings.checkpoints / job.id),
+        checkpoint_every_seconds=training["checkpoint_every_seconds"],
         spec=spec,
     )
 

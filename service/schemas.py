@@ -90,7 +90,7 @@ class Training(Section):
     precision: Annotated[str, *choice("float32", "float64", later=("bfloat16", "float16"))] = "float32"
     early_stopping: EarlyStopping | str | None = AUTO
     max_seconds: Annotated[float | None, *number(0.0, above=True, null=True)] = None
-    checkpoint_every_seconds: Annotated[int, *only(30, "checkpoint_every_seconds")] = 30
+    checkpoint_every_seconds: Annotated[int, *whole(1, 86_400)] = 30
     log_every_steps: Annotated[int | str, *whole(1, auto=True)] = AUTO
     class_weight: Annotated[str | dict[str, float] | None, *weights_by_label()] = None
     warm_start: Annotated[None, *only(None, "warm_start")] = None

@@ -86,6 +86,10 @@ class Settings:
         return self.home / "prepared"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.home / "checkpoints"
+
+    @property
     def artifacts(self) -> Path:
         return self.artifact_root
 
@@ -105,7 +109,7 @@ class Settings:
     def make_folders(self) -> None:
         """Create the home and what lies below it; the home is the user's alone."""
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.datasets, self.prepared, self.artifact_root, self.logs, self.mlflow):
+        for folder in (self.datasets, self.prepared, self.checkpoints, self.artifact_root, self.logs, self.mlflow):
             folder.mkdir(parents=True, exist_ok=True)
 
     @classmethod

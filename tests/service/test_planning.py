@@ -16,6 +16,7 @@ from service.resolve import Limits, resolve
 from service.schemas import JobSpec
 from service.settings import Settings
 from service.store import Store
+from worker.checkpoint import plan_digest
 from worker.plan import EarlyStopping, TrainingPlan
 
 from .conftest import SHA, Fill
@@ -57,6 +58,7 @@ def test_everything_the_user_chose_arrives(store: Store, fill: Fill) -> None:
             "seed": 9,
             "early_stopping": {"patience": 2},
             "max_seconds": 60,
+            "checkpoint_every_seconds": 7,
             "log_every_steps": 3,
         },
         distribution={"shards": 3, "threads_per_worker": 2},
@@ -86,6 +88,7 @@ def test_everything_the_user_chose_arrives(store: Store, fill: Fill) -> None:
     assert (plan.schedule.name, plan.schedule.warmup) == ("constant", 0.1)
     assert (plan.epochs, plan.batch_size, plan.seed, plan.log_every_steps) == (4, 11, 9, 3)
     assert (plan.early_stopping, plan.max_seconds) == (EarlyStopping(2), 60.0)
+    assert (plan.checkpoint_folder, plan.checkpoint_every_seconds) == ("/home/checkpoints/job_1", 7)
     assert (plan.shards, plan.threads_per_worker) == (3, 2)
     assert (plan.job_id, plan.spec) == (job.id, job.spec)
 
@@ -93,7 +96,8 @@ def test_everything_the_user_chose_arrives(store: Store, fill: Fill) -> None:
 def test_two_jobs_of_one_spec_differ_in_nothing_but_the_id(store: Store, fill: Fill) -> None:
     plan, job, dataset = planned(store, fill)
     other = training_plan(replace(job, id="job_2"), dataset, SETTINGS)
-    assert replace(other, job_id=plan.job_id) == plan
+    assert replace(other, job_id=plan.job_id, checkpoint_folder=plan.checkpoint_folder) == plan
+    assert plan_digest(other) == plan_digest(plan)
     assert other.data.key() == plan.data.key()
 
 
