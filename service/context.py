@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from service.machine_memory import memory_bytes
 from service.predictor import Predictor
 from service.resolve import Limits
 from service.settings import Settings
 from service.store import Store
 from service.watcher import Watcher
+from worker.machine_memory import total_bytes
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Context:
     def limits(self) -> Limits:
         """What a job may ask for."""
         here = self.settings.ray_address is None  # else the machines that train are others, of unknown size
-        return Limits(self.settings.max_parameters, self.settings.worker_slots, memory_bytes() if here else None)
+        return Limits(self.settings.max_parameters, self.settings.worker_slots, total_bytes() if here else None)
 
 
 def context(request: Request) -> Context:

@@ -4,10 +4,10 @@ A memfd of the trainer, which the workers open through /proc: it has no name, ta
 with the last process that maps it, however that ended.
 
     control words    one cache line each (worker.futex): stop, command, and for each seat `arrived` and `done`
-    command          what the seats are to do, written before the command word is raised
+    command          what the seats are to do, written before the command word is raised: kind, argument, which, number
     reports          of the last REPORTS_KEPT steps: the fields of StepReport
     blocks           for each fixed block: the last step committed into it, and its part of the gradient's square sum
-    shards           for each shard: the step its slot holds, rows, weight sum, loss sum; and its evaluation sums
+    shards           for each shard: the step its slot holds, rows, weight sum, loss sum; its evaluation's number, sums
     seats            for each seat: seconds a shard, and when it began the one it is at (worker.claims)
     slots            shards x parameters: the gradient of each shard's summed loss
     buffers          2 x (1 + state vectors) x parameters: step t lives in buffer t % 2
@@ -16,7 +16,6 @@ with the last process that maps it, however that ended.
 A *seat* is a worker's place in the exchange, from 0; a seat's words have that worker as their one writer.
 """
 
-import errno
 import mmap
 import os
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.futex import WORD_BYTES, Words
+from worker.machine_memory import available_bytes
 
 STOP, COMMAND, FIRST_SEAT = 0, 1, 2  # words; from FIRST_SEAT on two for each seat
 END, RUN, EVALUATE = -1, 1, 2  # commands
@@ -62,6 +62,7 @@ class SegmentLayout:
             "shard_rows": ("int64", (self.shards,)),
             "shard_weights": ("float64", (self.shards,)),
             "shard_losses": ("float64", (self.shards,)),
+            "evaluated": ("int64", (self.shards,)),
             "evaluations": ("float64", (self.shards, self.sums)),
             "seat_seconds": ("float64", (self.seats,)),
             "seat_began": ("float64", (self.seats,)),
@@ -96,6 +97,7 @@ class Segment:
             if name != "end"
         }
         self.command, self.reports, self.evaluations = arrays["command"], arrays["reports"], arrays["evaluations"]
+        self.evaluated = arrays["evaluated"]
         self.block_steps, self.block_squares = arrays["block_steps"], arrays["block_squares"]
         self.shard_steps, self.shard_rows = arrays["shard_steps"], arrays["shard_rows"]
         self.shard_weights, self.shard_losses = arrays["shard_weights"], arrays["shard_losses"]
@@ -105,14 +107,15 @@ class Segment:
     @classmethod
     def create(cls, layout: SegmentLayout) -> "Segment":
         """A new segment, all zero. MemoryError when the machine has no room for it."""
+        # Asked before: a memfd that outgrows the memory is no error, it is the end of other processes.
+        if layout.size > (free := available_bytes()):
+            raise MemoryError(f"the job's segment takes {layout.size:,} bytes of memory; {free:,} are available")
         descriptor = os.memfd_create("fallline-segment", os.MFD_CLOEXEC)
         try:
-            os.posix_fallocate(descriptor, 0, layout.size)  # now, with an error; not later, with a signal
+            os.posix_fallocate(descriptor, 0, layout.size)  # now, not page by page in the midst of a step
             return cls(layout, descriptor)
-        except BaseException as error:
+        except BaseException:
             os.close(descriptor)
-            if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC, errno.EFBIG):
-                raise MemoryError(f"the job's segment of {layout.size:,} bytes does not fit in memory") from error
             raise
 
     @classmethod

@@ -1,15 +1,12 @@
 """Resolution: every `auto` by the contract's formulas, every refusal by the field's name, nothing allocated."""
 
 import math
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.errors import SpecError
-from service.machine_memory import memory_bytes
 from service.resolve import Limits, Resolved, resolve
 from service.schemas import JobSpec
 
@@ -357,13 +354,3 @@ def test_a_job_that_the_machine_cannot_hold_is_refused_with_both_numbers() -> No
     ) as shards:
         resolved(limits=Limits(10**8, 16, 2 * 2**30), **big)
     assert shards.value.param == "distribution.shards"
-
-
-def test_a_containers_memory_is_its_limit(tmp_path: Path) -> None:
-    limit = tmp_path / "memory.max"
-    whole = memory_bytes(limit)
-    assert whole == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit.write_text("max\n")
-    assert memory_bytes(limit) == whole
-    limit.write_text("1048576\n")
-    assert memory_bytes(limit) == 2**20
