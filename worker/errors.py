@@ -3,7 +3,7 @@
 WorkerError
  ├─ Diverged         loss, gradient or weights stopped being numbers
  ├─ StepRefused      a step that does not follow the committed one
- ├─ ShardMissing     a shard that nobody has computed when its step is reduced: a defect of the exchange
+ ├─ ShardMissing     a shard that nobody has computed when its step is to be reduced: a defect of the exchange
  ├─ SeatStopped      the trainer said stop, or is gone: not an error of the job
  ├─ RemoteLost       a process of the exchange died
  ├─ TooManyFailures  workers die faster than a job may go on with
@@ -50,7 +50,7 @@ class StepRefused(WorkerError):
 
 
 class ShardMissing(WorkerError):
-    """`step` is about to be reduced, and the slot of `shard` does not hold it: a defect of the exchange."""
+    """`step` is to be reduced, or evaluated, and nobody has computed `shard`: a defect of the exchange."""
 
     def __init__(self, step: int, shard: int) -> None:
         super().__init__(step, shard)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from core.network import network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from core.schedules import learning_rate
-from worker.claims import EVALUATION, Claims, is_slow, is_worth
+from worker.claims import Claims, is_slow, is_worth, sure
 from worker.errors import Diverged, SeatStopped, ShardMissing
 from worker.plan import ShardReport, StepPlan
 from worker.reduction import clip_factor, culprit, is_finite, mean_block, norm
@@ -74,7 +74,9 @@ class Seat:
         self._slots = list(segment.slots)
         self._parameters = [buffer[0] for buffer in segment.buffers]
         self._claims = None if seating.claims is None else Claims(seating.claims)
-        self._claimed, self._spent = 0, 0.0  # shards, and seconds for them, in the last step
+        self._dealt = 0  # so many of the step's first shards are dealt, the others claimed
+        self._pace = [0.0] * seats  # seconds a shard of each seat, as all know them in this step
+        self._done, self._spent = 0, 0.0  # shards, and seconds for them, in the last step
         self._trainer = os.pidfd_open(seating.trainer_pid)
         self._looked_at = time.monotonic()
 
@@ -86,14 +88,14 @@ class Seat:
             while True:
                 command += 1
                 words.wait(COMMAND, command, self._spin, self._look)
-                kind, argument, which, _ = (int(value) for value in self._segment.command)
+                kind, argument, which, evaluation = (int(value) for value in self._segment.command)
                 if kind == RUN:
                     self._run(argument)
                 elif kind < 0:
                     words.publish(done, command)
                     return
                 else:
-                    self._evaluate(argument, which)
+                    self._evaluate(argument, which, evaluation)
                 words.publish(done, command)
         except SeatStopped:
             raise
@@ -133,43 +135,52 @@ class Seat:
                 raise SeatStopped
 
     def _shards_of(self, step: int) -> Iterator[int]:
-        """The shards that are this seat's to do in `step`: those dealt to it, or those that it claims."""
+        """The shards that are this seat's to do in `step`: those dealt to it, and those that it claims."""
         if self._claims is None:
             yield from self._shards
             return
-        began, seconds = self._segment.seat_began, self._segment.seat_seconds[: self._seats].tolist()
-        slow = is_slow(self._number, seconds)
-        self._claimed, first = 0, time.monotonic()
+        began, self._pace = self._segment.seat_began, self._segment.seat_seconds[: self._seats].tolist()
+        slow = is_slow(self._number, self._pace)
+        first = time.monotonic()
         began[self._number] = now = first
-        while not (slow and self._leaves_it(seconds)) and (shard := self._claims.take(step)) is not None:
+        self._done = 0
+        for shard in range(self._number, self._dealt, self._seats):
             yield shard
-            self._claimed += 1
+            self._done += 1
+            began[self._number] = now = time.monotonic()
+        while not (slow and self._leaves_it()) and (shard_claimed := self._claims.take(step)) is not None:
+            yield shard_claimed
+            self._done += 1
             began[self._number] = now = time.monotonic()
         self._spent = now - first
 
-    def _leaves_it(self, seconds: list[float]) -> bool:
+    def _leaves_it(self) -> bool:
         """Whether the others are done with all that is left before this seat would be with one shard."""
         assert self._claims is not None
-        now, fastest = time.monotonic(), min(value for value in seconds if value)
+        seconds, now = self._pace, time.monotonic()
+        fastest = min(value for value in seconds if value)
         began = self._segment.seat_began[: self._seats].tolist()
         others = [
             (each or fastest, max(since + (each or fastest) - now, 0.0))
             for seat, (each, since) in enumerate(zip(seconds, began, strict=True))
             if seat != self._number
         ]
-        return not is_worth(seconds[self._number], others, self._claims.left())
+        return not is_worth(seconds[self._number], others, max(self._claims.left() - self._seats, 0))
 
     def _prepare_claims(self, step: int, target: int) -> None:
         """Between two barriers, when nobody claims: the next step's tokens, and how fast this seat was in `step`."""
         assert self._claims is not None
         seconds, seat = self._segment.seat_seconds, self._number
-        if self._claimed:
-            found = self._spent / self._claimed
+        if self._done:
+            found = self._spent / self._done
             seconds[seat] = seconds[seat] + _SMOOTHING * (found - seconds[seat]) if seconds[seat] else found
         else:
             seconds[seat] *= _FORGETTING
+        # By what all knew when the step began: what they find out between these barriers is not yet the same for all.
+        somebody_is_slow = any(is_slow(each, self._pace) for each in range(self._seats))
+        self._dealt = 0 if somebody_is_slow or step == target else sure(self._plan.shards, self._seats)
         if seat == 0 and step < target:
-            self._claims.offer(step + 1, range(self._plan.shards))
+            self._claims.offer(step + 1, range(self._dealt, self._plan.shards), self._seats)
 
     def _totals(self, step: int) -> tuple[float, float]:
         """Weight and loss of the whole step, from all shards in order."""
@@ -216,11 +227,12 @@ class Seat:
             if seat != self._number:
                 segment.words.wait(segment.arrived(seat), value, self._spin, self._look)
 
-    def _evaluate(self, split: int, which: int) -> None:
+    def _evaluate(self, split: int, which: int, number: int) -> None:
         segment = self._segment
         parameters = segment.best if which else self._parameters[segment.committed % 2]
-        for shard in self._shards_of(EVALUATION):
+        for shard in self._shards_of(-number):
             segment.evaluations[shard] = self._worker.evaluate(_SPLITS[split], shard, parameters)
+            segment.evaluated[shard] = number
 
     def _look(self) -> None:
         """Called before each block in a wait: whether to go on waiting."""

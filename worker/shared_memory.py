@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from core.metrics import zero_sums
 from core.network import initial_parameters, network_graph, parameter_layout
 from core.optimizers import make_optimizer
-from worker.claims import EVALUATION, MOST_SHARDS, Claims
+from worker.claims import MOST_SHARDS, Claims
 from worker.crew import Crew, Reference, Remote, Transport
 from worker.diagnosis import Observer
-from worker.errors import RemoteLost
+from worker.errors import RemoteLost, ShardMissing
 from worker.exchange import merge
 from worker.futex import SUPPORTED
 from worker.numerics import fingerprint, machine
@@ -56,7 +56,7 @@ class SharedMemoryExchange:
         clock: Callable[[], float] = time.monotonic,
         claiming: bool = True,
     ) -> None:
-        """`crew` has members. `claiming`: False deals shards out instead. OSError when the segment does not fit."""
+        """`crew` has members. `claiming`: False deals shards out instead. MemoryError when the segment does not fit."""
         self._plan, self._transport, self._clock = plan, transport, clock
         self._crew = crew
         crew.only_machine = machine()
@@ -65,6 +65,7 @@ class SharedMemoryExchange:
         self._segment.buffers[0, 0] = initial
         self._segment.best[...] = initial
         self._claims, self._may_claim, self._is_claiming = Claims.create(), claiming, False
+        self._evaluations = 0  # how many there were
         self._doing: tuple[int, int] = END, 0
         self._seconds: dict[tuple[int, int], float] = {}  # of a step, an evaluation, the last time
         self._silence, self._heard, self._heard_at = SILENCE_S, -1, clock()
@@ -101,7 +102,11 @@ class SharedMemoryExchange:
         return reports
 
     def evaluate(self, split: str, which: str = "current") -> NDArray[np.float64]:
+        self._evaluations += 1
         self._command(EVALUATE, _SPLITS[split], int(which == "best"))
+        for shard, number in enumerate(self._segment.evaluated.tolist()):
+            if number != self._evaluations:
+                raise ShardMissing(self._segment.committed, shard)
         network = self._plan.network
         return merge(network.loss, network.outputs, list(self._segment.evaluations))
 
@@ -165,7 +170,7 @@ class SharedMemoryExchange:
 
     def _give(self, kind: int, argument: int, which: int) -> None:
         segment = self._segment
-        segment.command[:3] = kind, argument, which
+        segment.command[:] = kind, argument, which, self._evaluations
         self._doing = kind, argument if kind == EVALUATE else 0
         self._offer(kind, argument)
         self._heard, self._heard_at = -1, self._clock()
@@ -177,10 +182,11 @@ class SharedMemoryExchange:
     def _offer(self, kind: int, argument: int) -> None:
         """The first claims of a command: a seat offers those of the steps after."""
         if self._is_claiming and kind == EVALUATE:
-            self._claims.offer(EVALUATION, range(self._plan.shards))
+            self._claims.offer(-self._evaluations, range(self._plan.shards), len(self._serving))
         elif self._is_claiming and kind == RUN and self._segment.committed < argument:
             step, held = self._segment.committed + 1, self._segment.shard_steps.tolist()
-            self._claims.offer(step, (shard for shard, other in enumerate(held) if other != step))
+            missing = (shard for shard, other in enumerate(held) if other != step)
+            self._claims.offer(step, missing, len(self._serving))
 
     def _wait(self, seat: int, number: int) -> None:
         done = self._segment.done(seat)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.claims import MOST_SHARDS, SLOW, Claims, is_slow, is_worth
+from worker.claims import MOST_SHARDS, SLOW, Claims, is_slow, is_worth, sure
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -22,30 +22,30 @@ def claims() -> Iterator[Claims]:
 
 
 def test_tokens_are_taken_once_and_in_their_order(claims: Claims) -> None:
-    claims.offer(7, range(5))
-    assert claims.left() == 5
-    assert [claims.take(7) for _ in range(6)] == [0, 1, 2, 3, 4, None]
+    claims.offer(7, range(5), 2)
+    assert claims.left() == 5 + 2
+    assert [claims.take(7) for _ in range(8)] == [0, 1, 2, 3, 4, None, None, None]
     assert claims.left() == 0
 
 
 def test_a_token_of_another_step_is_thrown_away(claims: Claims) -> None:
-    claims.offer(7, [3])
-    claims.offer(8, [5])
+    claims.offer(7, [3], 1)
+    claims.offer(8, [5], 1)
     assert claims.take(8) == 5
     assert claims.take(8) is None
 
 
 def test_nothing_is_left_after_clearing(claims: Claims) -> None:
     for _ in range(4):
-        claims.offer(1, range(MOST_SHARDS))
+        claims.offer(1, range(MOST_SHARDS), MOST_SHARDS)
     claims.clear()
     assert claims.left() == 0
-    claims.offer(2, [1])
+    claims.offer(2, [1], 1)
     assert claims.take(2) == 1
 
 
 def test_an_offer_of_no_shard_is_none(claims: Claims) -> None:
-    claims.offer(1, [])
+    claims.offer(1, [], 2)
     assert claims.take(1) is None
 
 
@@ -59,7 +59,7 @@ def _take_all(path: str, step: int, answers: "multiprocessing.queues.Queue[list[
 def test_processes_at_once_take_every_token_once(claims: Claims) -> None:
     answers = _FORK.Queue()
     for step in range(1, 6):
-        claims.offer(step, range(MOST_SHARDS))
+        claims.offer(step, range(MOST_SHARDS), 4)
         takers = [_FORK.Process(target=_take_all, args=(claims.path, step, answers)) for _ in range(4)]
         for taker in takers:
             taker.start()
@@ -79,6 +79,13 @@ def test_no_descriptor_is_left() -> None:
     second.close()
     first.close()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@given(st.integers(2, 200), st.integers(2, 200))
+def test_what_is_sure_is_half_at_most_and_the_same_for_all(shards: int, seats: int) -> None:
+    found = sure(shards, seats)
+    assert found % seats == 0
+    assert 0 <= found <= shards / 2
 
 
 SECONDS = st.floats(1e-6, 1e3)

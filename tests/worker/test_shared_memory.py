@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from multiprocessing.synchronize import Semaphore
@@ -242,11 +242,35 @@ def test_a_step_that_lacks_a_shard_is_not_committed(
     open_bench: type[Bench], plan: StepPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer = Claims.offer
-    monkeypatch.setattr(Claims, "offer", lambda claims, step, among: offer(claims, step, [k for k in among if k != 5]))
+
+    def forget(claims: Claims, step: int, among: Iterable[int], takers: int) -> None:
+        offer(claims, step, [shard for shard in among if shard != 5], takers)
+
+    monkeypatch.setattr(Claims, "offer", forget)
     bench = open_bench(shards(plan, 8), 2)
     with pytest.raises(ShardMissing) as found:
         bench.exchange.run_steps(1)
     assert (found.value.step, found.value.shard) == (1, 5)
+
+
+def test_an_evaluation_that_lacks_a_shard_is_not_believed(
+    open_bench: type[Bench], plan: StepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(shards(plan, 8), 2)
+    bench.exchange.evaluate("validation")
+    monkeypatch.setattr(Claims, "offer", lambda claims, step, among, takers: None)
+    with pytest.raises(ShardMissing):
+        bench.exchange.evaluate("validation")
+
+
+def test_evaluations_follow_one_another_whoever_is_slow(open_bench: type[Bench], plan: StepPlan) -> None:
+    plan = shards(plan, 8)
+    exchange = open_bench(plan, 3, True, (SlowedWorker, SlowedWorker)).exchange
+    for step in range(1, 9):
+        exchange.run_steps(3)
+        wanted = oracle(plan, 3 * step)[2]
+        for _ in range(3):
+            assert (exchange.evaluate("validation") == wanted).all()
 
 
 def test_the_best_parameters_stay_while_training_goes_on(open_bench: type[Bench], plan: StepPlan) -> None:
