@@ -112,7 +112,7 @@ class Processes:
     def is_alive(self, remote: Remote) -> bool:
         return next(process for process in self.all if process.name == remote.name).process.is_alive()
 
-    def release(self, remote: Remote) -> None:
+    def release(self, remote: Remote, detached: tuple[Process, int]) -> None:
         self.released.append(remote.name)
 
     def dismiss(self, remote: Remote) -> None:

@@ -1,15 +1,16 @@
 """Ray, and nothing else: the one file that imports it.
 
 Ray places, starts, watches and restarts processes. All of ours are detached, named actors in one namespace, so that
-they outlive the controller and are found again by name; they are made ahead of need and used again for the next job.
-The plain classes they wrap know nothing of it.
+they outlive the controller and are found again by name; they are made ahead of need and used again for the next job
+(`worker.pool`). The plain classes they wrap know nothing of it.
 """
 
 import logging
 import os
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -18,12 +19,13 @@ from ray import exceptions
 from worker import shared_memory
 from worker.aggregator import ParameterAggregator
 from worker.crew import Crew as WorkerCrew
-from worker.crew import Remote
+from worker.crew import Reference, Remote
 from worker.errors import ClusterLost, RemoteLost, TrainerLost
 from worker.exchange import Exchange
 from worker.gradient_worker import GradientWorker
 from worker.object_exchange import ObjectExchange
 from worker.plan import StepPlan, TrainerReport, TrainingPlan
+from worker.pool import NOBODY, WORKER, Capacity, Crew, Pool, kind_of, recruit
 from worker.recorder import Recorder
 from worker.shared_memory import SharedMemoryExchange
 from worker.trainer_host import Run
@@ -37,22 +39,8 @@ START_S = 60.0  # a new one may take this long
 HEALTH = "health"  # an actor's second thread: answers who asks whether the process is alive, whatever the first does
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What the cluster has, and how many worker slots no job holds."""
-
-    cpus: int
-    worker_slots: int
-    free_worker_slots: int
-
-
-@dataclass(frozen=True)
-class Crew:
-    """The actors of one job, by name."""
-
-    trainer: str
-    aggregator: str
-    workers: tuple[str, ...]
+# How often this process has called Ray for an exchange, by what it asked: none of it is to happen inside a step.
+CALLS: Counter[str] = Counter()
 
 
 class RayRemote:
@@ -63,16 +51,20 @@ class RayRemote:
         self.handle = _actor(name)
 
     def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
+        CALLS[method] += 1
         return getattr(self.handle, method).options(num_returns=returns).remote(*arguments)
 
 
 class RayTransport:
-    """References of Ray's object store. New workers' names are added to `recruits`."""
+    """References of Ray's object store, and the workers of a trainer: their names are in `workers` from before they are
+    its own until they are nobody's."""
 
-    def __init__(self, recruits: list[str]) -> None:
-        self._recruits = recruits
+    def __init__(self, trainer: str, workers: list[str]) -> None:
+        self._trainer, self._workers = trainer, workers
+        self._leaving: dict[str, Reference] = {}
 
     def get(self, references: Sequence[Any]) -> list[Any]:
+        CALLS["get"] += 1
         try:
             return list(ray.get(list(references)))
         except exceptions.RayActorError as error:
@@ -87,25 +79,39 @@ class RayTransport:
             raise RemoteLost(str(error).split("\n")[0]) from error
 
     def is_alive(self, remote: Remote) -> bool:
-        return _answers(remote.name)
+        CALLS["is_alive"] += 1
+        return ACTORS.answers(remote.name)
 
     def wait(self, references: Sequence[Any], seconds: float) -> None:
-        ray.wait(list(references), timeout=seconds)
+        CALLS["wait"] += 1
+        if references:
+            ray.wait(list(references), timeout=seconds)
+        else:
+            time.sleep(seconds)  # nothing tells when a worker is to be had: who waits asks again
 
     def is_ready(self, reference: Any) -> bool:
+        CALLS["is_ready"] += 1
         return bool(ray.wait([reference], timeout=0)[0])
 
-    def recruit(self) -> Remote:
-        name = _new_name("GradientWorker")
-        self._recruits.append(name)  # before it exists: who lists the actors, then asks for the crew, finds it there
-        _create(name)
-        return RayRemote(name)
+    def recruit(self) -> Remote | None:
+        CALLS["recruit"] += 1
+        self.forget_leavers()
+        name = recruit(ACTORS, self._trainer, self._workers)
+        return None if name is None else RayRemote(name)
 
-    def release(self, remote: Remote) -> None:
-        """It stays among the job's actors, and goes back into the pool with them."""
+    def release(self, remote: Remote, detached: Reference) -> None:
+        self._leaving[remote.name] = detached
 
     def dismiss(self, remote: Remote) -> None:
-        _kill(remote.name)
+        CALLS["dismiss"] += 1
+        ACTORS.kill(remote.name)
+        self._workers.remove(remote.name)
+
+    def forget_leavers(self) -> None:
+        """Those that have detached by now are nobody's, and no worker of this trainer."""
+        for name, detached in list(self._leaving.items()):
+            if self.is_ready(detached) and self._leaving.pop(name, None) is not None:
+                self._workers.remove(name)
 
 
 class TrainerHost:
@@ -115,14 +121,15 @@ class TrainerHost:
         self._run: Run | None = None
         self._crew: Crew | None = None
         self._workers: list[str] = []
+        self._transport: RayTransport | None = None
 
     def start(self, plan: TrainingPlan, attempt: int, crew: Crew, orphan_seconds: float, exchange: str) -> None:
         """Begin; returns at once."""
         self._crew, self._workers = crew, list(crew.workers)
+        transport = self._transport = RayTransport(crew.trainer, self._workers)
 
         def open_exchange(recorder: Recorder, look: Callable[[], None]) -> Any:
             def opened(steps: StepPlan, seed: int) -> Exchange:
-                transport = RayTransport(self._workers)
                 remotes = [RayRemote(name) for name in crew.workers]
                 workers = WorkerCrew(steps, remotes, transport, recorder.event, look=look)
                 workers.admit(wait=True)
@@ -134,9 +141,12 @@ class TrainerHost:
 
         self._run = Run(plan, attempt, len(crew.workers), open_exchange, orphan_seconds, self._abandon)
 
-    def poll(self, acknowledged: int) -> TrainerReport | None:
-        """The report; None when no job has been started here."""
-        return None if self._run is None else self._run.poll(acknowledged)
+    def poll(self, acknowledged: int) -> tuple[TrainerReport, tuple[str, ...]] | None:
+        """The report, and the workers by now; None when no job has been started here."""
+        if self._run is None or self._transport is None:
+            return None
+        self._transport.forget_leavers()
+        return self._run.poll(acknowledged), tuple(self._workers)
 
     def cancel(self) -> None:
         """Ask the job to end."""
@@ -162,30 +172,32 @@ class TrainerHost:
 
     def reset(self) -> None:
         """Forget the job, which has ended."""
-        self._run = self._crew = None
+        self._run = self._crew = self._transport = None
         self._workers = []
 
     def _abandon(self) -> None:
         """The job ends without an outcome: end the crew, and this process with it."""
         assert self._crew is not None
         for name in (*self._workers, self._crew.aggregator):
-            _kill(name)
+            ACTORS.kill(name)
         os._exit(1)
 
 
 class TrainerHandle:
     """A started job, as the controller sees it. TrainerLost from any method when the trainer is gone."""
 
-    def __init__(self, job_id: str, attempt: int, crew: Crew) -> None:
-        self.job_id, self.attempt, self.crew = job_id, attempt, crew
+    def __init__(self, job_id: str, attempt: int, crew: Crew, saw: Callable[[str, tuple[str, ...]], Crew]) -> None:
+        """`saw` is told of the trainer's workers at each poll, and says what the crew is by now."""
+        self.job_id, self.attempt, self.crew, self._saw = job_id, attempt, crew, saw
 
     def poll(self, acknowledged: int) -> TrainerReport:
         """Where it stands. Updates up to number `acknowledged` are forgotten."""
-        report = self._call("poll", acknowledged)
-        if report is None or (report.job_id, report.attempt) != (self.job_id, self.attempt):
+        found: tuple[TrainerReport, tuple[str, ...]] | None = self._call("poll", acknowledged)
+        if found is None or (found[0].job_id, found[0].attempt) != (self.job_id, self.attempt):
             raise TrainerLost(self.job_id, self.attempt)
-        found: TrainerReport = report
-        return found
+        report, workers = found
+        self.crew = self._saw(self.crew.trainer, workers)
+        return report
 
     def cancel(self) -> None:
         """Ask the job to end; its outcome will be `cancelled`, or another that came before."""
@@ -208,7 +220,7 @@ class TrainerHandle:
         except (exceptions.RayActorError, RemoteLost) as error:
             raise TrainerLost(self.job_id, self.attempt) from error
         except exceptions.GetTimeoutError as error:
-            _kill(self.crew.trainer)
+            ACTORS.kill(self.crew.trainer)
             raise TrainerLost(self.job_id, self.attempt) from error
         except exceptions.RayTaskError:
             raise
@@ -229,32 +241,21 @@ class Cluster:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
         except (ConnectionError, RuntimeError, exceptions.RayError) as error:
             raise ClusterLost(f"no cluster at {address}: {error}") from error
-        self._idle: dict[str, list[str]] = {"TrainerHost": [], "ParameterAggregator": [], "GradientWorker": []}
-        self._busy: dict[str, Crew] = {}  # by the trainer's name
-        self._find()
+        self._pool = Pool(ACTORS)
 
     def capacity(self) -> Capacity:
         """CPUs and worker slots of the whole cluster; slots of idle workers count as free."""
-        resources = ray.cluster_resources()
-        slots = int(resources.get(SLOT, 0))
-        held = sum(len(crew.workers) for crew in self._busy.values())
-        return Capacity(int(resources.get("CPU", 1)), slots, max(slots - held, 0))
+        slots = ACTORS.slots()
+        return Capacity(int(ray.cluster_resources().get("CPU", 1)), slots, max(slots - self._pool.held, 0))
 
     def warm(self, trainers: int, workers: int) -> None:
         """Make actors ahead, until so many of each wait."""
-        for kind, count in (("TrainerHost", trainers), ("ParameterAggregator", trainers), ("GradientWorker", workers)):
-            while len(self._idle[kind]) < count:
-                self._idle[kind].append(self._make(kind))
+        self._pool.warm(trainers, workers)
 
     def start(self, plan: TrainingPlan, attempt: int, workers: int) -> TrainerHandle:
         """Start the job on `workers` workers, from the pool as far as it goes. Raises TrainerLost, all ended again."""
-        crew = Crew(
-            self._take("TrainerHost"),
-            self._take("ParameterAggregator"),
-            tuple(self._take("GradientWorker") for _ in range(workers)),
-        )
-        self._busy[crew.trainer] = crew
-        handle = TrainerHandle(plan.job_id, attempt, crew)
+        crew = self._pool.take(workers)
+        handle = TrainerHandle(plan.job_id, attempt, crew, self._pool.saw)
         try:
             handle._call("start", plan, attempt, crew, self._orphan_seconds, self._exchange, timeout=START_S)
         except TrainerLost:
@@ -265,30 +266,21 @@ class Cluster:
     def running(self) -> list[TrainerHandle]:
         """The jobs that were found running when this process joined, and those started since."""
         found = []
-        for name in list(self._busy):
+        for name in list(self._pool.busy):
             described = _describe(name)
             if described is None:
-                self._forget(name)
+                self._pool.forget(name)
             else:
-                found.append(TrainerHandle(*described))
+                found.append(TrainerHandle(*described, self._pool.saw))
         return found
 
     def release(self, handle: TrainerHandle) -> None:
         """Take the actors of a job that has ended back into the pool."""
-        described = _describe(handle.crew.trainer)
-        if described is None:  # it has died since it told how the job ended
-            self._forget(handle.crew.trainer)
-            return
-        crew = described[2]
-        ray.get(_actor(crew.trainer).reset.remote(), timeout=ANSWER_S)
-        del self._busy[crew.trainer]
-        self._idle["TrainerHost"].append(crew.trainer)
-        for kind, names in (("ParameterAggregator", (crew.aggregator,)), ("GradientWorker", crew.workers)):
-            self._idle[kind] += [name for name in names if _answers(name)]
+        self._pool.release(handle.crew.trainer)
 
     def kill(self, handle: TrainerHandle) -> None:
         """End all of a job's processes, whatever they do: after it was lost, say."""
-        self._forget(handle.crew.trainer)
+        self._pool.forget(handle.crew.trainer)
 
     def pids(self, handle: TrainerHandle) -> dict[str, int]:
         """The process of each of the job's actors that live, by the actor's name."""
@@ -301,58 +293,64 @@ class Cluster:
         """Leave the cluster; everything there goes on."""
         ray.shutdown()
 
-    def _find(self) -> None:
-        """Whatever an earlier controller left: trainers at work with their crews, and the rest as idle."""
-        names = set(ray.util.list_named_actors())
-        for name in sorted(names):
-            if name.startswith("TrainerHost-") and (described := _describe(name)) is not None:
-                self._busy[name] = described[2]
-        for name in sorted(names - self._taken()):
-            kind = name.split("-")[0]
-            if kind in self._idle and _answers(name):
-                self._idle[kind].append(name)
 
-    def _taken(self) -> set[str]:
-        """The actors of all jobs, workers that their trainers have recruited since included."""
-        crews = list(self._busy.values())
-        crews += [described[2] for described in map(_describe, self._busy) if described is not None]
-        return {name for crew in crews for name in (crew.trainer, crew.aggregator, *crew.workers)}
+class RayActors:
+    """All actors of the namespace (`worker.pool.Actors`)."""
 
-    def _forget(self, trainer: str) -> None:
-        """End a job's processes: its crew, and what its trainer had recruited, which nobody knows any more."""
-        crew = self._busy.pop(trainer, None)
-        for name in () if crew is None else (crew.trainer, crew.aggregator, *crew.workers):
-            _kill(name)
-        workers = {name for name in ray.util.list_named_actors() if name.startswith("GradientWorker-")}
-        for name in workers - self._taken() - set(self._idle["GradientWorker"]):
-            _kill(name)
+    def names(self) -> set[str]:
+        return set(ray.util.list_named_actors())
 
-    def _take(self, kind: str) -> str:
-        while self._idle[kind]:
-            name = self._idle[kind].pop()
-            if _answers(name):
-                return name
-        return self._make(kind)
+    def slots(self) -> int:
+        return int(ray.cluster_resources().get(SLOT, 0))
 
-    def _make(self, kind: str) -> str:
-        name = _new_name(kind)
-        _create(name)
-        return name
+    def create(self, name: str, holder: str = NOBODY) -> None:
+        kind = {kind.__name__: kind for kind in (TrainerHost, ParameterAggregator, GradientWorker)}[kind_of(name)]
+        resources, arguments = ({SLOT: 1}, (holder,)) if kind_of(name) == WORKER else ({}, ())
+        options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0, "resources": resources}
+        # Calls run one at a time, in their order: they share the job's buffers. So max_concurrency stays 1, and the
+        # second thread has a group of its own: a worker serves in its seat for as long as a job lasts.
+        actor = ray.remote(concurrency_groups={HEALTH: 1})(kind)
+        actor.options(max_restarts=0, max_task_retries=0, **options).remote(*arguments)
+
+    def answers(self, name: str) -> bool:
+        return self._ask(name, "__ray_ready__") is not None
+
+    def hold(self, worker: str, holder: str) -> bool:
+        return bool(self._ask(worker, "hold", holder))
+
+    def holders(self, workers: Iterable[str], seconds: float) -> dict[str, str]:
+        calls = {}
+        for name in workers:
+            with suppress(RemoteLost):
+                calls[_on_health(name, "__ray_call__").remote(lambda worker: worker.holder)] = name
+        ready = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)[0] if calls else []
+        found = {}
+        for call in ready:
+            with suppress(exceptions.RayActorError):  # dead: silent
+                found[calls[call]] = str(ray.get(call))
+        return found
+
+    def crew(self, trainer: str) -> Crew | None:
+        described = _describe(trainer)
+        return None if described is None else described[2]
+
+    def reset(self, trainer: str) -> None:
+        ray.get(_actor(trainer).reset.remote(), timeout=ANSWER_S)
+
+    def kill(self, name: str) -> None:
+        with suppress(RemoteLost):  # it is gone already
+            ray.kill(_actor(name), no_restart=True)
+
+    def _ask(self, name: str, method: str, *arguments: Any) -> Any:
+        """The answer of the actor's second thread; None when there is none, and it is killed."""
+        try:
+            return ray.get(_on_health(name, method).remote(*arguments), timeout=ANSWER_S)
+        except (exceptions.GetTimeoutError, exceptions.RayActorError, RemoteLost):
+            self.kill(name)
+            return None
 
 
-def _new_name(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex[:12]}"
-
-
-def _create(name: str) -> None:
-    """A detached actor of the class that `name` begins with. It may still be starting."""
-    kind = {kind.__name__: kind for kind in (TrainerHost, ParameterAggregator, GradientWorker)}[name.split("-")[0]]
-    resources = {SLOT: 1} if kind is GradientWorker else {}
-    options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0, "resources": resources}
-    # Calls run one at a time, in their order: they share the job's buffers. So max_concurrency stays 1, and the second
-    # thread has a group of its own: a worker serves in its seat for as long as a job lasts.
-    actor = ray.remote(concurrency_groups={HEALTH: 1})(kind)
-    actor.options(max_restarts=0, max_task_retries=0, **options).remote()
+ACTORS = RayActors()
 
 
 def _actor(name: str) -> Any:
@@ -362,14 +360,8 @@ def _actor(name: str) -> Any:
         raise RemoteLost(f"no actor {name}") from error
 
 
-def _answers(name: str) -> bool:
-    """Whether the actor is there and answers; one that does not is killed, if it was not gone before."""
-    try:
-        ray.get(_actor(name).__ray_ready__.options(concurrency_group=HEALTH).remote(), timeout=ANSWER_S)
-    except (exceptions.GetTimeoutError, exceptions.RayActorError, RemoteLost):
-        _kill(name)
-        return False
-    return True
+def _on_health(name: str, method: str) -> Any:
+    return getattr(_actor(name), method).options(concurrency_group=HEALTH)
 
 
 def _describe(trainer: str) -> tuple[str, int, Crew] | None:
@@ -382,15 +374,7 @@ def _describe(trainer: str) -> tuple[str, int, Crew] | None:
 
 def _pid(name: str) -> int | None:
     try:
-        call = _actor(name).__ray_call__.options(concurrency_group=HEALTH)
-        found: int = ray.get(call.remote(lambda _: os.getpid()), timeout=ANSWER_S)
+        found: int = ray.get(_on_health(name, "__ray_call__").remote(lambda _: os.getpid()), timeout=ANSWER_S)
     except (exceptions.RayActorError, exceptions.GetTimeoutError, RemoteLost):
         return None
     return found
-
-
-def _kill(name: str) -> None:
-    try:
-        ray.kill(_actor(name), no_restart=True)
-    except RemoteLost:
-        return  # it is gone already

@@ -50,11 +50,11 @@ class Transport(Protocol):
     def recruit(self) -> Remote | None:
         """A worker that is nobody else's; its first answer may take a while. None: there is room for none now."""
 
-    def release(self, remote: Remote) -> None:
-        """A worker that was told to detach is not this job's any more: others may recruit it."""
+    def release(self, remote: Remote, detached: Reference) -> None:
+        """A worker is not this job's any more once the call `detached` is done: others may recruit it then."""
 
     def dismiss(self, remote: Remote) -> None:
-        """End a worker that takes no part."""
+        """End a worker that takes no part, or is dead already; it is not this job's any more."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,7 @@ class Crew:
         self._admit_ready()
         while len(self.members) > self.wanted:
             worker = self.members.pop()
-            worker.call("detach")
-            self._transport.release(worker)
+            self._transport.release(worker, worker.call("detach"))
         self._tell_scaled()
 
     def lose(self, dead: Sequence[Remote], step: int, error: Exception, began: float) -> None:
@@ -146,6 +145,8 @@ class Crew:
         `began`: when the loss was noticed, by `clock`. Raises TooManyFailures.
         """
         self.members = [worker for worker in self.members if worker not in dead]
+        for worker in dead:
+            self._transport.dismiss(worker)
         self._count_failures(len(dead), error)
         self.call_up()
         self.admit(wait=not self.members)
@@ -199,6 +200,7 @@ class Crew:
         try:
             found: Attached = self._transport.get([call])[0]
         except RemoteLost as error:
+            self._transport.dismiss(worker)
             self._count_failures(1, error)
             self.call_up()
             return

@@ -23,8 +23,17 @@ _EVALUATION_ROWS = 512  # rows evaluated at a time: bounds the planned buffers
 class GradientWorker:
     """One job at a time: `attach`, then any shard of any step in any order, then `detach`."""
 
-    def __init__(self) -> None:
+    def __init__(self, holder: str = "") -> None:
+        """`holder`: whose it is (`hold`)."""
         self._plan: StepPlan | None = None
+        self.holder = holder
+
+    def hold(self, holder: str) -> bool:
+        """Whether it was nobody's, and is now `holder`'s, a trainer's, until it detaches. By one thread alone."""
+        if self.holder:
+            return False
+        self.holder = holder
+        return True
 
     def attach(self, plan: StepPlan) -> Attached:
         """Map the prepared dataset and plan the network's buffers; says what computes here, and where.
@@ -56,9 +65,8 @@ class GradientWorker:
         Seat(self, self._plan, seating).serve()
 
     def detach(self) -> None:
-        """Forget the job, and give its memory back."""
-        self.__dict__.clear()
-        self._plan = None
+        """Forget the job, give its memory back, and be nobody's: all at once, another thread may `hold` it."""
+        self.__dict__ = {"_plan": None, "holder": ""}
 
     def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
         """Overwrite `gradient` (P,) with the gradient of the summed, weighted loss over the shard's rows of `step`."""

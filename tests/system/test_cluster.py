@@ -16,7 +16,7 @@ from service.child import Child
 from service.embedded import own_environment, ray_environment, ray_head
 from service.launcher import parent_of
 from service.ports import LOOPBACK, free_port, listens
-from worker.cluster import AUTO, HEALTH, OBJECTS, Cluster, RayTransport, TrainerHandle
+from worker.cluster import AUTO, HEALTH, OBJECTS, Cluster, RayRemote, RayTransport, TrainerHandle
 from worker.errors import TrainerLost
 from worker.exchange import InProcessExchange
 from worker.plan import MetricPoint, TrainerEvent, TrainerReport, TrainingPlan, TrainingResult
@@ -180,6 +180,97 @@ def test_a_killed_worker_costs_no_bit_and_no_step(join: Join, make_plan: MakePla
     assert cluster.capacity().free_worker_slots == SLOTS
 
 
+@each_exchange
+def test_a_job_is_scaled_while_it_runs(join: Join, make_plan: MakePlan, exchange: str) -> None:
+    """4 -> 1 -> 6 workers: who leaves waits for other jobs, and comes back."""
+    cluster = join(exchange=exchange)
+    plan = make_plan(**(LONG if exchange == AUTO else LONG_OVER_OBJECTS) | {"shards": 6})
+    wanted, points = in_process(plan)
+    watch = Watch(cluster.start(plan, 1, 4))
+    pids = set(cluster.pids(watch.handle).values())
+    watch.until(lambda report: report.progress.step > 20)
+    watch.handle.scale(1)
+    watch.until(lambda report: report.progress.workers == 1)
+    wait_for(lambda: watch.until(lambda _: True) and len(watch.handle.crew.workers) == 1)
+    assert cluster.capacity().free_worker_slots == SLOTS - 1
+    watch.handle.scale(6)
+    watch.until(lambda report: report.progress.workers == 6)
+    assert pids < set(cluster.pids(watch.handle).values())
+    assert cluster.capacity().free_worker_slots == SLOTS - 6
+    with pytest.raises(ValueError, match="workers: 0; expected at least 1"):
+        watch.handle.scale(0)
+    watch.handle.scale(2)  # the rest, quicker
+    result = watch.result()
+    assert (result.weights_sha256, result.worker_failures) == (wanted.weights_sha256, 0)
+    assert watch.points == points
+    assert [(event.data["from"], event.data["to"]) for event in watch.events] == [(4, 1), (1, 6), (6, 2)]
+    cluster.release(watch.handle)
+    assert cluster.capacity().free_worker_slots == SLOTS
+
+
+def test_workers_that_leave_go_to_another_job_that_waits_for_them(cluster: Cluster, make_plan: MakePlan) -> None:
+    """All slots are taken: the one job waits, goes on when the other gives some back, and nobody is left over."""
+    endless = make_plan(**LONG | {"epochs": 10_000, "shards": SLOTS})
+    first = Watch(cluster.start(endless, 1, SLOTS))
+    first.until(lambda report: report.progress.step > 20)
+    second = Watch(cluster.start(make_plan(**LONG, job_id="job_2"), 1, 1))  # its worker finds no place
+    first.handle.scale(SLOTS - 3)
+    second.until(lambda report: report.progress.step > 20)
+    second.handle.scale(3)
+    second.until(lambda report: report.progress.workers == 3)
+    first.handle.scale(SLOTS)  # more than there is room for
+    assert second.result().weights_sha256 == in_process(make_plan(**LONG))[0].weights_sha256
+    cluster.release(second.handle)
+    first.until(lambda report: report.progress.workers == SLOTS)
+    first.handle.cancel()
+    first.until(lambda report: report.outcome == "cancelled")
+    cluster.release(first.handle)
+    assert cluster.capacity().free_worker_slots == SLOTS
+    assert cluster.running() == []
+
+
+def test_a_job_that_waits_for_its_workers_can_be_cancelled(cluster: Cluster, make_plan: MakePlan) -> None:
+    endless = make_plan(**LONG | {"epochs": 10_000, "shards": SLOTS})
+    first = Watch(cluster.start(endless, 1, SLOTS))
+    first.until(lambda report: report.progress.step > 20)
+    second = Watch(cluster.start(make_plan(**LONG, job_id="job_2"), 1, 2))
+    second.until(lambda report: report.progress.epochs > 0)
+    second.handle.cancel()
+    second.until(lambda report: report.outcome == "cancelled")
+    cluster.release(second.handle)
+    assert cluster.capacity().free_worker_slots == 0
+    first.handle.cancel()
+    first.until(lambda report: report.outcome == "cancelled")
+    cluster.release(first.handle)
+    assert cluster.capacity().free_worker_slots == SLOTS
+
+
+def calls_of(names: Sequence[str]) -> list[dict[str, int]]:
+    """How often each of these actors' processes has called Ray for an exchange."""
+    from worker.cluster import CALLS
+
+    transport = RayTransport("nobody's", [])
+    handles = [RayRemote(name).handle for name in names]
+    asked = [handle.__ray_call__.options(concurrency_group=HEALTH).remote(lambda _: dict(CALLS)) for handle in handles]
+    found: list[dict[str, int]] = transport.get(asked)
+    return found
+
+
+def test_no_call_of_ray_happens_inside_a_step(cluster: Cluster, make_plan: MakePlan) -> None:
+    """In shared memory: over thousands of steps and their epochs' ends, no process of the job has called Ray."""
+    watch = Watch(cluster.start(make_plan(**LONG | {"epochs": 10_000}), 1, 2))
+    first = watch.until(lambda report: report.progress.step > 100).progress
+    names = (watch.handle.crew.trainer, *watch.handle.crew.workers)
+    before = calls_of(names)
+    assert before[0]["take_seat"] == 2  # they are counted
+    last = watch.until(lambda report: report.progress.step > first.step + 3000).progress
+    assert last.epoch > first.epoch + 50
+    assert calls_of(names) == before
+    watch.handle.cancel()
+    watch.until(lambda report: report.outcome == "cancelled")
+    cluster.release(watch.handle)
+
+
 def test_a_worker_does_one_call_at_a_time_and_answers_meanwhile(cluster: Cluster) -> None:
     """Two would compute in the same buffers: when another worker dies in the midst of an evaluation, say."""
 
@@ -193,8 +284,9 @@ def test_a_worker_does_one_call_at_a_time_and_answers_meanwhile(cluster: Cluster
     def let_leave(worker: Any) -> None:
         worker.may_leave = True
 
-    transport = RayTransport([])
+    transport = RayTransport("nobody's", [])
     worker = transport.recruit()
+    assert isinstance(worker, RayRemote)
     try:
         calls = [worker.call("__ray_call__", stay) for _ in range(2)]
         assert transport.is_alive(worker)
@@ -207,13 +299,13 @@ def test_a_worker_does_one_call_at_a_time_and_answers_meanwhile(cluster: Cluster
 
 def test_a_killed_trainer_is_lost_and_its_crew_is_ended(cluster: Cluster, make_plan: MakePlan) -> None:
     watch = Watch(cluster.start(make_plan(**LONG | {"epochs": 10_000}), 4, 2))
-    handle = watch.handle
+    handle, at_first = watch.handle, watch.handle.crew
     watch.until(lambda report: report.progress.step > 20)
-    os.kill(cluster.pids(handle)[handle.crew.workers[0]], signal.SIGKILL)
+    os.kill(cluster.pids(handle)[at_first.workers[0]], signal.SIGKILL)
     watch.until(lambda _: watch.events)
     pids = cluster.pids(handle)
     assert len(pids) == 4
-    assert not pids.keys() <= {handle.crew.trainer, handle.crew.aggregator, *handle.crew.workers}  # a recruit
+    assert not pids.keys() <= {at_first.trainer, at_first.aggregator, *at_first.workers}  # a recruit
     os.kill(pids[handle.crew.trainer], signal.SIGKILL)
     with pytest.raises(TrainerLost) as lost:
         watch.result()

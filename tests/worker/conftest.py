@@ -133,7 +133,7 @@ class MemoryTransport:
         for remote in self.recruits:
             remote.ready = True
 
-    def release(self, remote: MemoryRemote) -> None:
+    def release(self, remote: MemoryRemote, detached: Reference) -> None:
         self.released.append(remote.name)
 
     def recruit(self) -> MemoryRemote:

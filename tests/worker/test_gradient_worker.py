@@ -144,4 +144,15 @@ def test_a_worker_goes_from_job_to_job(make_step_plan: MakeStepPlan) -> None:
         *fresh, _ = attached(plan).gradients(2, (0, 2), parameters)
         assert [g.tobytes() for g in gradients] == [g.tobytes() for g in fresh]
         worker.detach()
-        assert vars(worker) == {"_plan": None}
+        assert vars(worker) == vars(GradientWorker())
+
+
+def test_a_worker_is_one_holders_until_it_detaches() -> None:
+    worker = GradientWorker()
+    assert worker.hold("a")
+    assert not worker.hold("b")
+    assert not worker.hold("a")
+    assert worker.holder == "a"
+    worker.detach()
+    assert worker.hold("b")
+    assert not GradientWorker("a").hold("b")

@@ -237,7 +237,7 @@ def test_the_first_workers_numerics_hold_for_the_whole_job(site: Any, plan: Step
     exchange = place.open()
     with pytest.raises(RemoteLost, match="no worker is left that computes the bits of numpy"):
         exchange.run_steps(STEPS)
-    assert place.transport.dismissed == ["recruit0"]
+    assert place.transport.dismissed == ["w0", "recruit0"]
 
 
 def test_closing_lets_everybody_go(site: Any, plan: StepPlan) -> None:
@@ -250,7 +250,7 @@ def test_closing_lets_everybody_go(site: Any, plan: StepPlan) -> None:
     exchange.close()
     assert place.workers[2].calls[-1] == "detach"
     assert place.aggregator.calls[-1] == "end"
-    assert place.transport.dismissed == ["recruit0"]  # it may attach any time: the next job must not find it so
+    assert place.transport.dismissed == ["w0", "recruit0"]  # it may attach any time: the next job must not find it so
 
 
 # How much is too much, and how far ahead.
