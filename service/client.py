@@ -185,6 +185,14 @@ class Jobs:
         """Ask the job to stop; repeatable. The job, with `cancel_requested`."""
         return _json(self._transport.request("POST", f"/v1/jobs/{_quoted(job_id)}/cancel", repeats=2))
 
+    def pause(self, job_id: str) -> Json:
+        """Ask the job to stop and to keep where it is; repeatable. The job, `paused` or with `pause_requested`."""
+        return _json(self._transport.request("POST", f"/v1/jobs/{_quoted(job_id)}/pause", repeats=2))
+
+    def resume(self, job_id: str) -> Json:
+        """Have a paused job go on; repeatable. The job, `queued` again."""
+        return _json(self._transport.request("POST", f"/v1/jobs/{_quoted(job_id)}/resume", repeats=2))
+
     def metrics(self, job_id: str, *, max_points: int | None = None) -> Json:
         """Every series, against the committed step."""
         return _json(

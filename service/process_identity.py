@@ -7,20 +7,24 @@ from pathlib import Path
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-def identity(pid: int | None = None) -> str:
-    """`host:pid:started:namespace:boot` of a process, this one by default. Raises FileNotFoundError when it is gone."""
-    number = os.getpid() if pid is None else pid
-    started = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]  # in ticks since the boot
-    namespace = os.stat("/proc/self/ns/pid").st_ino
-    return f"{socket.gethostname()}:{number}:{started}:{namespace}:{_BOOT.read_text().strip()}"
+def identity() -> str:
+    """`host:pid:started:namespace:boot` of this process; `started` in ticks since the boot."""
+    pid, namespace = os.getpid(), os.stat("/proc/self/ns/pid").st_ino
+    return f"{socket.gethostname()}:{pid}:{_started(pid)}:{namespace}:{_BOOT.read_text().strip()}"
 
 
 def is_gone(other: str) -> bool:
     """Whether the process of that identity has ended. False where this machine cannot know."""
-    here = identity()
-    if other.split(":")[3:] != here.split(":")[3:]:
+    _, pid, started, *where = other.split(":")
+    if where != identity().split(":")[3:]:
         return False  # another kernel's, or another container's
+    return _started(int(pid)) != int(started)
+
+
+def _started(pid: int) -> int | None:
+    """When the process was started; None: it has ended, though its parent may not have noticed."""
     try:
-        return identity(int(other.split(":")[1])).split(":")[1:] != other.split(":")[1:]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # from the third on (man 5 proc)
     except (FileNotFoundError, ProcessLookupError):
-        return True
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])

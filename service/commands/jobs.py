@@ -1,4 +1,4 @@
-"""`train` and `jobs`: submit, watch, list, show, cancel."""
+"""`train` and `jobs`: submit, watch, list, show, cancel, pause, resume."""
 
 import sys
 from pathlib import Path
@@ -89,7 +89,7 @@ def _watch(client: FallLine, job_id: str, as_json: bool) -> None:
     sys.exit(0 if job["status"] == "succeeded" else 1)
 
 
-@click.group(cls=LaterGroup, later=frozenset({"pause", "resume", "scale"}))
+@click.group(cls=LaterGroup, later=frozenset({"scale"}))
 def jobs() -> None:
     """Training jobs."""
 
@@ -168,3 +168,28 @@ def cancel(client: FallLine, as_json: bool, job_id: str) -> None:
     else:
         asked = "" if job["status"] == "cancelled" else "; it will end within a moment"
         click.echo(f"{job_id} is {job['status']}{asked}")
+
+
+@jobs.command()
+@click.argument("job_id")
+@api_command
+def pause(client: FallLine, as_json: bool, job_id: str) -> None:
+    """Ask a job to stop, and to go on later from where it is."""
+    job = client.jobs.pause(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        asked = "" if job["status"] == "paused" else "; it will pause within a moment"
+        click.echo(f"{job_id} is {job['status']}{asked}; `fallline jobs resume {job_id}` has it go on")
+
+
+@jobs.command()
+@click.argument("job_id")
+@api_command
+def resume(client: FallLine, as_json: bool, job_id: str) -> None:
+    """Have a paused job go on."""
+    job = client.jobs.resume(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        click.echo(f"{job_id} is {job['status']}")

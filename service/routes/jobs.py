@@ -1,4 +1,4 @@
-"""/v1/jobs: submit, dry run, list, show, cancel, delete, metrics."""
+"""/v1/jobs: submit, dry run, list, show, cancel, pause, resume, delete, metrics."""
 
 from typing import Annotated, Any
 
@@ -121,6 +121,18 @@ def show_job(parts: Parts, job_id: str) -> Response:
 def cancel_job(parts: Parts, job_id: str) -> Response:
     """Ask a job to stop; repeatable."""
     return Answer(job_answer(parts, parts.store.request_cancel(job_id)), 202)
+
+
+@router.post("/{job_id}/pause", status_code=202)
+def pause_job(parts: Parts, job_id: str) -> Response:
+    """Ask a job to stop and to keep where it is; repeatable."""
+    return Answer(job_answer(parts, parts.store.request_pause(job_id)), 202)
+
+
+@router.post("/{job_id}/resume", status_code=202)
+def resume_job(parts: Parts, job_id: str) -> Response:
+    """Queue a paused job again, or take a request to pause back; repeatable."""
+    return Answer(job_answer(parts, parts.store.request_resume(job_id)), 202)
 
 
 @router.delete("/{job_id}", status_code=204)

@@ -7,8 +7,6 @@ from service.errors import ApiError
 
 router = APIRouter()
 ROUTES = (
-    ("POST", "/v1/jobs/{job_id}/pause"),
-    ("POST", "/v1/jobs/{job_id}/resume"),
     ("POST", "/v1/jobs/{job_id}/scale"),
     ("GET", "/v1/jobs/{job_id}/checkpoints"),
     ("GET", "/v1/datasets/{dataset}/preview"),

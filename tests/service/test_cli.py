@@ -91,7 +91,7 @@ def test_every_list_is_json_when_asked(call: Call, group: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["jobs", "show"], ["train", "/no/such/file"], ["jobs", "pause", "x"]]
+    "arguments", [["nonsense"], ["jobs", "show"], ["train", "/no/such/file"], ["jobs", "scale", "x"]]
 )
 def test_wrong_usage_is_exit_code_2(call: Call, arguments: list[str]) -> None:
     assert call(*arguments).exit_code == 2

@@ -1,8 +1,10 @@
 """Which of several controllers works: on a real store, with clocks of the tests' own."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import pytest
@@ -15,6 +17,7 @@ from service.store import Store
 from .conftest import Fill
 
 SECONDS = 30.0
+ROOT = Path(__file__).parents[2]
 
 
 class Clocks:
@@ -112,10 +115,17 @@ def test_who_takes_over_gets_the_jobs_and_who_does_not_lead_claims_none(store: S
 
 
 def test_a_process_is_gone_when_it_has_ended_and_never_before() -> None:
-    child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
-    known = identity(child.pid)
+    program = "from service.process_identity import identity; print(identity(), flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert child.stdout is not None
+    known = child.stdout.readline().strip()
     assert not is_gone(known)
     assert not is_gone(identity())
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert is_gone(known), "though nobody has waited for it"
     child.communicate()
     assert is_gone(known)
 
