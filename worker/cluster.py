@@ -123,23 +123,25 @@ class TrainerHost:
         self._workers: list[str] = []
         self._transport: RayTransport | None = None
 
-    def start(self, plan: TrainingPlan, attempt: int, crew: Crew, orphan_seconds: float, exchange: str) -> None:
-        """Begin; returns at once."""
+    def start(
+        self, plan: TrainingPlan, attempt: int, crew: Crew, workers: int, orphan_seconds: float, exchange: str
+    ) -> None:
+        """Begin; returns at once. `workers`: how many are wanted, of whom the crew may lack some."""
         self._crew, self._workers = crew, list(crew.workers)
         transport = self._transport = RayTransport(crew.trainer, self._workers)
 
         def open_exchange(recorder: Recorder, look: Callable[[], None]) -> Any:
             def opened(steps: StepPlan, seed: int) -> Exchange:
                 remotes = [RayRemote(name) for name in crew.workers]
-                workers = WorkerCrew(steps, remotes, transport, recorder.event, look=look)
-                workers.admit(wait=True)
-                if exchange != OBJECTS and shared_memory.suits(steps, workers):
-                    return SharedMemoryExchange(steps, seed, workers, transport)
-                return ObjectExchange(steps, seed, workers, RayRemote(crew.aggregator), transport)
+                members = WorkerCrew(steps, remotes, transport, recorder.event, look=look, wanted=workers)
+                members.admit(wait=True)
+                if exchange != OBJECTS and shared_memory.suits(steps, members):
+                    return SharedMemoryExchange(steps, seed, members, transport)
+                return ObjectExchange(steps, seed, members, RayRemote(crew.aggregator), transport)
 
             return opened
 
-        self._run = Run(plan, attempt, len(crew.workers), open_exchange, orphan_seconds, self._abandon)
+        self._run = Run(plan, attempt, workers, open_exchange, orphan_seconds, self._abandon)
 
     def poll(self, acknowledged: int) -> tuple[TrainerReport, tuple[str, ...]] | None:
         """The report, and the workers by now; None when no job has been started here."""
@@ -253,11 +255,14 @@ class Cluster:
         self._pool.warm(trainers, workers)
 
     def start(self, plan: TrainingPlan, attempt: int, workers: int) -> TrainerHandle:
-        """Start the job on `workers` workers, from the pool as far as it goes. Raises TrainerLost, all ended again."""
+        """Start the job on `workers` workers, from the pool as far as it goes. Raises TrainerLost, all ended again.
+
+        Where there are not as many, those that are missing join when they are to be had.
+        """
         crew = self._pool.take(workers)
         handle = TrainerHandle(plan.job_id, attempt, crew, self._pool.saw)
         try:
-            handle._call("start", plan, attempt, crew, self._orphan_seconds, self._exchange, timeout=START_S)
+            handle._call("start", plan, attempt, crew, workers, self._orphan_seconds, self._exchange, timeout=START_S)
         except TrainerLost:
             self.kill(handle)
             raise

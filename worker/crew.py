@@ -77,8 +77,12 @@ class Crew:
         tell: Tell,
         clock: Callable[[], float] = time.monotonic,
         look: Callable[[], None] = lambda: None,
+        wanted: int | None = None,
     ) -> None:
-        """Begins to attach `workers`; `admit` waits for them, and calls `look` meanwhile, which may raise."""
+        """Begins to attach `workers`; `admit` waits for them, and calls `look` meanwhile, which may raise.
+
+        `wanted`: how many are to take part, where it is not just these.
+        """
         self._plan, self._transport, self._tell, self._clock, self._look = plan, transport, tell, clock, look
         self._joining: list[_Joining] = []
         for worker in workers:
@@ -86,7 +90,7 @@ class Crew:
         self._lost_at: deque[float] = deque()
         self._try_again_at = clock()
         self._scaling: tuple[int, float] | None = None  # from how many, when it was asked for
-        self.wanted = len(workers)  # so many are to take part
+        self.wanted = len(workers) if wanted is None else wanted  # so many are to take part
         self.members: list[Remote] = []
         self.attached: dict[str, Attached] = {}  # by the worker's name
         self.failures = 0

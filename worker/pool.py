@@ -75,6 +75,12 @@ def new_name(kind: str) -> str:
     return f"{kind}-{uuid.uuid4().hex[:12]}"
 
 
+def has_room(names: set[str], actors: Actors) -> bool:
+    """Whether there is a slot for another worker, where `names` are there: one without would wait for it for ever, and
+    for a worker that is free meanwhile nobody would look."""
+    return sum(kind_of(name) == WORKER for name in names) < actors.slots()
+
+
 def recruit(actors: Actors, holder: str, own: list[str]) -> str | None:
     """A worker for the trainer `holder`: one that waits, or a new one where there is a free slot; else None.
 
@@ -88,7 +94,7 @@ def recruit(actors: Actors, holder: str, own: list[str]) -> str | None:
             if actors.hold(name, holder):
                 return name
             own.remove(name)
-    if len(workers) >= actors.slots():
+    if not has_room(workers, actors):
         return None
     name = new_name(WORKER)
     own.append(name)
@@ -122,18 +128,15 @@ class Pool:
     def warm(self, trainers: int, workers: int) -> None:
         """Make actors ahead, until so many of each wait, as far as there is room for them."""
         for kind, count in ((TRAINER, trainers), (AGGREGATOR, trainers), (WORKER, workers)):
-            missing = count - len(self._idle[kind])
-            if kind == WORKER and missing > 0:
-                there = sum(kind_of(name) == WORKER for name in self._actors.names())
-                missing = min(missing, self._actors.slots() - there)
-            for _ in range(missing):
-                self._idle[kind].append(new_name(kind))
-                self._actors.create(self._idle[kind][-1])
+            while len(self._idle[kind]) < count and (name := self._make(kind)):
+                self._idle[kind].append(name)
 
     def take(self, workers: int) -> Crew:
-        """The actors for a job, from those that wait as far as they go."""
+        """The actors for a job, from those that wait as far as they go. Fewer workers where there is no room for more:
+        the job's trainer recruits the rest."""
         trainer = self._take(TRAINER)
-        crew = Crew(trainer, self._take(AGGREGATOR), tuple(self._take(WORKER, trainer) for _ in range(workers)))
+        found = [self._take(WORKER, trainer) for _ in range(workers)]
+        crew = Crew(trainer, self._take(AGGREGATOR), tuple(name for name in found if name))
         self.busy[trainer] = crew
         return crew
 
@@ -188,6 +191,12 @@ class Pool:
             name = self._idle[kind].pop()
             if self._actors.hold(name, holder) if kind == WORKER else self._actors.answers(name):
                 return name
+        return self._make(kind, holder)
+
+    def _make(self, kind: str, holder: str = NOBODY) -> str:
+        """A new actor; "" where it would be a worker without a slot."""
+        if kind == WORKER and not has_room(self._actors.names(), self._actors):
+            return ""
         name = new_name(kind)
         self._actors.create(name, holder)
         return name

@@ -60,7 +60,7 @@ class SharedMemoryExchange:
         self._plan, self._transport, self._clock = plan, transport, clock
         self._crew = crew
         crew.only_machine = machine()
-        self._segment = Segment.create(segment_layout(plan, max(plan.shards, len(crew.members))))
+        self._segment = Segment.create(segment_layout(plan, max(plan.shards, crew.wanted)))
         initial = initial_parameters(plan.network, seed)
         self._segment.buffers[0, 0] = initial
         self._segment.best[...] = initial
