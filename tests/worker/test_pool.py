@@ -1,0 +1,186 @@
+"""Which actors wait and whose the others are, over actors that are nothing but names."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from worker.pool import AGGREGATOR, NOBODY, TRAINER, WORKER, Crew, Pool, kind_of, recruit
+
+
+class Names:
+    """Actors in memory. A name in `silent` does not answer."""
+
+    def __init__(self, slots: int = 8) -> None:
+        self.room, self.held = slots, dict[str, str]()  # by name, trainers and aggregators included
+        self.silent, self.killed = set[str](), list[str]()
+        self.crews: dict[str, Crew] = {}
+
+    def names(self) -> set[str]:
+        return set(self.held)
+
+    def slots(self) -> int:
+        return self.room
+
+    def create(self, name: str, holder: str = NOBODY) -> None:
+        self.held[name] = holder
+
+    def answers(self, name: str) -> bool:
+        if name in self.silent:
+            self.kill(name)
+        return name in self.held
+
+    def hold(self, worker: str, holder: str) -> bool:
+        if not self.answers(worker) or self.held[worker] != NOBODY:
+            return False
+        self.held[worker] = holder
+        return True
+
+    def holders(self, workers: Iterable[str], seconds: float) -> dict[str, str]:
+        return {name: self.held[name] for name in workers if name in self.held and name not in self.silent}
+
+    def crew(self, trainer: str) -> Crew | None:
+        return self.crews.get(trainer) if trainer in self.held else None
+
+    def reset(self, trainer: str) -> None:
+        del self.crews[trainer]
+
+    def kill(self, name: str) -> None:
+        if self.held.pop(name, None) is not None:
+            self.killed.append(name)
+
+    def workers(self, holder: str) -> set[str]:
+        return {name for name, held_by in self.held.items() if kind_of(name) == WORKER and held_by == holder}
+
+    def detach(self, crew: Crew) -> None:
+        for name in crew.workers:
+            self.held[name] = NOBODY
+
+
+@pytest.fixture
+def names() -> Names:
+    return Names()
+
+
+@pytest.fixture
+def pool(names: Names) -> Pool:
+    return Pool(names)
+
+
+def start(names: Names, pool: Pool, workers: int) -> Crew:
+    """A job that runs."""
+    crew = pool.take(workers)
+    names.crews[crew.trainer] = crew
+    return crew
+
+
+def recruited(names: Names, pool: Pool, crew: Crew) -> tuple[Crew, str | None]:
+    own = list(crew.workers)
+    name = recruit(names, crew.trainer, own)
+    names.crews[crew.trainer] = Crew(crew.trainer, crew.aggregator, tuple(own))
+    return names.crews[crew.trainer], name
+
+
+def test_actors_of_an_ended_job_wait_for_the_next(names: Names, pool: Pool) -> None:
+    pool.warm(1, 2)
+    warm = names.names()
+    assert sorted(map(kind_of, warm)) == [WORKER, WORKER, AGGREGATOR, TRAINER]
+    first = start(names, pool, 2)
+    assert ({first.trainer, first.aggregator, *first.workers}, pool.held) == (warm, 2)
+    assert names.workers(first.trainer) == set(first.workers)
+    names.detach(first)
+    pool.release(first.trainer)
+    second = start(names, pool, 3)
+    assert (set(first.workers) < set(second.workers), second.trainer, len(names.held)) == (True, first.trainer, 5)
+    assert names.killed == []
+
+
+def test_there_are_never_more_workers_than_slots(names: Names, pool: Pool) -> None:
+    pool.warm(0, 99)
+    assert len(names.held) == 8
+    crew = start(names, pool, 6)
+    other = start(names, pool, 4)
+    assert (len(crew.workers), len(other.workers), pool.held) == (6, 2, 8)
+    assert recruited(names, pool, crew)[1] is None
+
+
+def test_a_recruit_is_one_that_waits_or_else_a_new_one(names: Names, pool: Pool) -> None:
+    crew = start(names, pool, 1)
+    pool.warm(1, 1)
+    (idle,) = names.workers(NOBODY)
+    crew, first = recruited(names, pool, crew)
+    crew, second = recruited(names, pool, crew)
+    assert first == idle
+    assert second not in (None, idle)
+    assert names.workers(crew.trainer) == set(crew.workers)
+    pool.saw(crew.trainer, crew.workers)
+    assert pool.held == 3
+    other = start(names, pool, 2)  # the pool's guess was that `idle` waits
+    assert not set(other.workers) & set(crew.workers)
+
+
+def test_one_that_was_taken_meanwhile_is_left_alone(names: Names, pool: Pool) -> None:
+    crew = start(names, pool, 1)
+    pool.warm(1, 1)
+    crew, taken = recruited(names, pool, crew)
+    other = start(names, pool, 2)  # the trainer has not been heard since
+    assert taken not in other.workers
+    assert (names.held[str(taken)], names.killed) == (crew.trainer, [])
+
+
+def test_who_has_left_a_job_waits_for_others(names: Names, pool: Pool) -> None:
+    crew = start(names, pool, 3)
+    left = crew.workers[2]
+    names.held[left] = NOBODY
+    assert pool.saw(crew.trainer, crew.workers[:2]).workers == crew.workers[:2]
+    assert pool.held == 2
+    assert start(names, pool, 1).workers == (left,)
+
+
+def test_a_lost_jobs_processes_end_recruits_included_and_others_do_not(names: Names, pool: Pool) -> None:
+    crew, other = start(names, pool, 2), start(names, pool, 1)
+    crew, unknown = recruited(names, pool, crew)  # nobody has heard of it
+    other, theirs = recruited(names, pool, other)
+    pool.warm(1, 1)
+    idle = names.workers(NOBODY)
+    names.kill(crew.trainer)
+    names.silent.add(crew.workers[0])
+    pool.forget(crew.trainer)
+    assert {unknown, crew.aggregator, *crew.workers} <= set(names.killed)
+    assert {theirs, other.trainer, *other.workers, *idle} <= names.names()
+
+
+def test_a_worker_that_had_left_a_lost_job_lives_on_with_its_next(names: Names, pool: Pool) -> None:
+    crew, other = start(names, pool, 2), start(names, pool, 1)
+    names.held[crew.workers[1]] = NOBODY
+    other, theirs = recruited(names, pool, other)
+    assert theirs == crew.workers[1]
+    pool.forget(crew.trainer)
+    assert crew.workers[0] in names.killed
+    assert names.workers(other.trainer) == set(other.workers)
+
+
+def test_a_worker_that_does_not_let_go_of_an_ended_job_ends(names: Names, pool: Pool) -> None:
+    crew = start(names, pool, 2)
+    names.held[crew.workers[0]] = NOBODY
+    pool.release(crew.trainer)
+    assert names.killed == [crew.workers[1]]
+
+
+def test_another_controller_finds_everything_again(names: Names, pool: Pool) -> None:
+    crew = start(names, pool, 2)
+    pool.warm(1, 2)
+    idle = names.workers(NOBODY)
+    names.create("GradientWorker-stray", "TrainerHost-gone")
+    names.create("GradientWorker-stuck")
+    names.silent.add("GradientWorker-stuck")
+    again = Pool(names)
+    assert (again.busy, again.held) == ({crew.trainer: crew}, 2)
+    assert sorted(names.killed) == ["GradientWorker-stray", "GradientWorker-stuck"]
+    assert set(again.take(2).workers) == idle
+
+
+def test_a_trainer_that_is_gone_when_its_job_is_released(names: Names, pool: Pool) -> None:
+    crew = start(names, pool, 1)
+    names.kill(crew.trainer)
+    pool.release(crew.trainer)
+    assert (names.held, pool.held) == ({}, 0)
