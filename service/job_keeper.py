@@ -3,7 +3,8 @@
 Nothing is kept here that the store or the cluster does not know, but for how far each trainer has been heard. A trainer
 is known by its job and its attempt, which is the lease's epoch at its start: a controller that takes a job over goes on
 with its newest trainer, under an epoch of its own. A job that has lost its trainer gives its lease back, and whoever
-claims it next starts it again. The weights come out the same, and of each metric point the first write stays.
+claims it next starts it again, from its newest checkpoint. The weights come out the same, and of each metric point the
+first write stays.
 """
 
 import logging
@@ -218,7 +219,7 @@ class JobKeeper:
             message = f"the trainer was lost {losses} times"
             error = {"code": "worker_failures", "message": message, "failures": losses}
         self.waiting.discard(job.id)
-        reason = f"{why}; the job starts again from the beginning"
+        reason = f"{why}; the job is started again"
         self._happened(job, TrainerLost(self._wall_clock(), job.lease_epoch, reason, error))
         self.cluster.running()  # a trainer lost at its very start is nobody's: this look gives its crew's slots back
 

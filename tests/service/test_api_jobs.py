@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.job_events import TrainerEnded
 from service.settings import Settings
 
 from .conftest import CSV, Api, served
@@ -143,6 +144,23 @@ def test_cancel_can_be_repeated_and_only_ended_jobs_are_deleted(api: Api) -> Non
     error(api.client.post(f"/v1/jobs/{job}/cancel"), 404, "not_found")
 
 
+def test_pause_and_resume_can_be_repeated(api: Api) -> None:
+    job = submit(api).json()["id"]
+    for verb, status in (("resume", "queued"), ("pause", "paused"), ("pause", "paused"), ("resume", "queued")) * 2:
+        answer = api.client.post(f"/v1/jobs/{job}/{verb}")
+        assert (answer.status_code, answer.json()["status"]) == (202, status)
+    assert api.store.claim_job("controller", 60.0, job) is not None
+    for verb, asked in (("pause", True), ("pause", True), ("resume", False), ("pause", True)):
+        answer = api.client.post(f"/v1/jobs/{job}/{verb}").json()
+        assert (answer["status"], answer["pause_requested"]) == ("running", asked)
+    api.client.post(f"/v1/jobs/{job}/cancel")
+    api.store.apply(job, TrainerEnded(time.time(), 1, "paused"))
+    for verb in ("pause", "resume"):
+        answer = api.client.post(f"/v1/jobs/{job}/{verb}")
+        assert error(answer, 409, "invalid_transition")["status"] == "cancelled"
+        error(api.client.post(f"/v1/jobs/job_none/{verb}"), 404, "not_found")
+
+
 def test_a_full_queue_refuses_with_a_time_to_come_back(
     tmp_path_factory: pytest.TempPathFactory, empty_database: Path
 ) -> None:
@@ -181,7 +199,7 @@ def test_metrics_are_series_against_steps(api: Api) -> None:
 
 def test_what_is_not_there_yet_says_so(api: Api) -> None:
     job = submit(api).json()["id"]
-    for method, path in (("POST", "pause"), ("POST", "resume"), ("POST", "scale"), ("GET", "checkpoints")):
+    for method, path in (("POST", "scale"),):
         error(api.client.request(method, f"/v1/jobs/{job}/{path}"), 501, "not_supported_yet")
     error(api.client.get("/v1/nothing"), 404, "not_found")
     error(api.client.put("/v1/jobs"), 405, "method_not_allowed")

@@ -65,6 +65,10 @@ def test_a_job_is_submitted_shown_and_cancelled(call: Call, prices: Path, spec: 
     assert job["status"] == "queued"
     assert job["id"] in call("jobs", "list", "--status", "queued").output
     assert job["id"] in call("jobs", "show", job["id"]).output
+    assert "is paused; `fallline jobs resume" in call("jobs", "pause", job["id"]).output
+    assert json.loads(call("jobs", "pause", job["id"], "--json").output)["status"] == "paused"
+    assert "is queued" in call("jobs", "resume", job["id"]).output
+    assert json.loads(call("jobs", "resume", job["id"], "--json").output)["status"] == "queued"
     assert json.loads(call("jobs", "cancel", job["id"], "--json").output)["status"] == "cancelled"
     watched = call("jobs", "watch", job["id"])
     assert watched.exit_code == 1, "a job that did not succeed"

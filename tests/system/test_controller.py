@@ -6,9 +6,13 @@ After each, the checker: same weights, every metric once in the store and in MLf
 import math
 import os
 import signal
+import sqlite3
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +36,13 @@ SPEC: dict[str, Any] = {
     "distribution": {"workers": 2, "shards": 2},
 }
 SLOTS = 3
+LEASE = 6.0  # seconds: short, so that the test of two controllers need not wait for long
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    with LocalService(tmp_path_factory.mktemp("home"), {"FALLLINE_WORKER_SLOTS": str(SLOTS)}) as local:
+    environ = {"FALLLINE_WORKER_SLOTS": str(SLOTS), "FALLLINE_LEASE_SECONDS": str(LEASE)}
+    with LocalService(tmp_path_factory.mktemp("home"), environ) as local:
         local.wait_until_ready()
         service = new_service(local)
         service.client.datasets.upload(table, name="points")
@@ -220,3 +226,86 @@ def test_policies_deploy_and_a_move_in_mlflow_is_followed(running: Any, tracking
     assert running.client.predict("policy", rows)["version"] == 1
     running.wait_for(lambda: tracking.production(["policy"]) == {"policy": 1}, 10, "the move made here")
     assert running.client.predict("policy", rows)["version"] == 1
+
+
+def test_a_paused_job_gives_its_slots_back_and_goes_on_where_it_was(
+    running: Any, tracking: Tracking, weights: str
+) -> None:
+    job_id = submitted(running)
+    training(running, job_id)
+    assert running.client.jobs.pause(job_id)["pause_requested"]
+    paused = running.job(job_id, lambda job: job["status"] == "paused")
+    assert (paused["pause_requested"], paused["finished_at"]) == (False, None)
+    step = running.step(paused)
+    assert 10 < step < paused["progress"]["steps"]
+
+    other = running.job(submitted(running), running.ended)  # it has the slots meanwhile
+    assert other["status"] == "succeeded"
+    assert running.client.jobs.show(job_id)["status"] == "paused"
+    running.kill("controller")
+    running.client.jobs.resume(job_id)
+    check(running, tracking, running.job(job_id, running.ended), weights)
+    assert f"goes on from the checkpoint of step {step}" in messages(running, job_id, "checkpoint")
+    assert messages(running, job_id, "status") == ["queued", "started", "paused", "resumed", "started", "succeeded"]
+
+
+@contextmanager
+def another_controller(running: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A second controller of the same home, with the environment of the first."""
+    first = running.local.endpoints["pids"]["controller"]
+    pairs = Path(f"/proc/{first}/environ").read_bytes().decode().split("\0")
+    environ = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    with (running.local.home / "second.log").open("wb") as log:
+        second = subprocess.Popen([sys.executable, "-m", "service.controller"], env=environ, stderr=log)
+    try:
+        yield second
+    finally:
+        second.kill()  # a process that is stopped dies of this as well
+        second.wait()
+
+
+def rows(running: Any, table: str) -> list[Any]:
+    """All that a table of the store holds."""
+    with closing(sqlite3.connect(running.local.home / "fallline.db")) as connection:
+        return connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3").fetchall()
+
+
+def leader(running: Any) -> int:
+    """The pid of the controller that leads."""
+    (lead,) = rows(running, "leads")
+    return int(lead[1].split(":")[1])
+
+
+def test_of_two_controllers_one_works_and_a_late_one_writes_nothing(
+    running: Any, tracking: Tracking, weights: str
+) -> None:
+    first, log = running.local.endpoints["pids"]["controller"], running.local.home / "second.log"
+    with another_controller(running) as second:
+        running.wait_for(lambda: "stands by" in log.read_text(), 30, "the second controller's readiness")
+        job_id = submitted(running, training={**SPEC["training"], "epochs": 8000})
+        training(running, job_id)
+        assert leader(running) == first
+
+        os.kill(first, signal.SIGSTOP)
+        seconds = running.wait_for(lambda: leader(running) == second.pid, LEASE + 5, "another leader")
+        assert seconds > LEASE / 2  # not while the first might be alive
+        running.wait_for(lambda: f"{job_id} goes on" in log.read_text(), 30, "the job's adoption")
+        step = running.step(running.client.jobs.show(job_id))
+        running.job(job_id, lambda job: running.step(job) > step)  # under the second
+
+        os.kill(second.pid, signal.SIGSTOP)  # whoever writes now is the first
+        before = {table: rows(running, table) for table in ("jobs", "events", "metric_points", "leads")}
+        os.kill(first, signal.SIGCONT)
+        running.wait_for(lambda: not Path(f"/proc/{first}/cwd").exists(), LEASE, "the first one's end")
+        assert {table: rows(running, table) for table in before} == before
+        os.kill(second.pid, signal.SIGCONT)
+
+        assert running.step(running.job(job_id, lambda job: running.step(job) > step + 10)) > step
+        second.kill()
+        # The first one's successor, which the supervisor has started, stands by, and knows that the second is gone.
+        running.wait_for(lambda: leader(running) not in (first, second.pid), 30, "a third one's lead")
+    running.client.jobs.cancel(job_id)
+    assert running.job(job_id, running.ended)["status"] == "cancelled"
+    assert messages(running, job_id, "fault") == []
+    undisturbed = running.job(submitted(running), running.ended)
+    check(running, tracking, undisturbed, weights)
