@@ -193,6 +193,12 @@ class Jobs:
         """Have a paused job go on; repeatable. The job, `queued` again."""
         return _json(self._transport.request("POST", f"/v1/jobs/{_quoted(job_id)}/resume", repeats=2))
 
+    def checkpoints(self, job_id: str, *, after: int | None = None, limit: int = 20) -> Json:
+        """One page of the job's checkpoints, newest first; `after` is a step."""
+        parameters = _given(after=after, limit=limit)
+        path = f"/v1/jobs/{_quoted(job_id)}/checkpoints"
+        return _json(self._transport.request("GET", path, params=parameters, repeats=2))
+
     def metrics(self, job_id: str, *, max_points: int | None = None) -> Json:
         """Every series, against the committed step."""
         return _json(

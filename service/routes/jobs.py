@@ -13,10 +13,11 @@ from service.bodies import read_object, validated
 from service.context import Context, context
 from service.errors import ApiError, NotFound, SpecError
 from service.idempotency import create_once, new_id
-from service.job_state import STATUSES
+from service.job_state import FINAL, STATUSES
 from service.records import DatasetRecord, JobRecord
 from service.resolve import Resolved, resolve
 from service.schemas import JobSpec
+from worker.checkpoint_store import CheckpointStore
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 Parts = Annotated[Context, Depends(context)]
@@ -137,7 +138,9 @@ def resume_job(parts: Parts, job_id: str) -> Response:
 
 @router.delete("/{job_id}", status_code=204)
 def delete_job(parts: Parts, job_id: str) -> Response:
-    """Delete an ended job, with its events and metrics. Its run and its model stay."""
+    """Delete an ended job, with its events, metrics and checkpoints. Its run and its model stay."""
+    if parts.store.get_job(job_id).status in FINAL:  # first: a crash between the two leaves nothing that nobody owns
+        CheckpointStore(parts.settings.checkpoints / job_id).delete_all()
     parts.store.delete_job(job_id)
     return Response(status_code=204)
 
