@@ -102,9 +102,10 @@ class Processes:
             found.append(value)
         return found
 
-    def wait(self, references: Sequence[tuple[Process, int]], seconds: float) -> None:
+    def wait(self, references: Sequence[tuple[Process, int]], seconds: float) -> bool:
         if not any(map(self.is_ready, references)):
             multiprocessing.connection.wait([process.connection for process, _ in references], seconds)
+        return any(map(self.is_ready, references))
 
     def is_ready(self, reference: tuple[Process, int]) -> bool:
         return reference[0].receive(False, reference[1])

@@ -82,12 +82,12 @@ class RayTransport:
         CALLS["is_alive"] += 1
         return ACTORS.answers(remote.name)
 
-    def wait(self, references: Sequence[Any], seconds: float) -> None:
+    def wait(self, references: Sequence[Any], seconds: float) -> bool:
         CALLS["wait"] += 1
         if references:
-            ray.wait(list(references), timeout=seconds)
-        else:
-            time.sleep(seconds)  # nothing tells when a worker is to be had: who waits asks again
+            return bool(ray.wait(list(references), timeout=seconds)[0])
+        time.sleep(seconds)  # nothing tells when a worker is to be had: who waits asks again
+        return False
 
     def is_ready(self, reference: Any) -> bool:
         CALLS["is_ready"] += 1

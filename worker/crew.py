@@ -38,8 +38,8 @@ class Transport(Protocol):
     def get(self, references: Sequence[Reference]) -> list[Any]:
         """The results. Raises RemoteLost if a process that they depend on died, or the error that the call raised."""
 
-    def wait(self, references: Sequence[Reference], seconds: float) -> None:
-        """Return when `get` would not wait for one of them, or after `seconds`."""
+    def wait(self, references: Sequence[Reference], seconds: float) -> bool:
+        """Whether `get` would not wait for one of them: at once when it would not, after `seconds` at most."""
 
     def is_alive(self, remote: Remote) -> bool:
         """Whether the process still answers; one that does not is killed."""

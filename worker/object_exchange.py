@@ -24,6 +24,7 @@ from worker.sampling import deal
 
 Array = NDArray[Any]
 AHEAD = 16
+SILENCE_S = 10.0
 
 
 class ObjectExchange:
@@ -80,9 +81,9 @@ class ObjectExchange:
         for step in range(self._committed + 1, target + 1):
             waiting.append(self._step(step))
             if len(waiting) > AHEAD:
-                yield self._transport.get([waiting.popleft()])[0]
+                yield self._get([waiting.popleft()])[0]
         while waiting:
-            yield self._transport.get([waiting.popleft()])[0]
+            yield self._get([waiting.popleft()])[0]
 
     def _step(self, step: int) -> Reference:
         """The reference to the step's report."""
@@ -112,7 +113,7 @@ class ObjectExchange:
                 dealt = self._dealt()
                 calls = [w.call("evaluations", split, shards, parameters) for w, shards in dealt]
                 parts: list[Any] = [None] * self._plan.shards
-                for (_, shards), found in zip(dealt, self._transport.get(calls), strict=True):
+                for (_, shards), found in zip(dealt, self._get(calls), strict=True):
                     for shard, sums in zip(shards, found, strict=True):
                         parts[shard] = sums
                 return merge(network.loss, network.outputs, parts)
@@ -124,7 +125,7 @@ class ObjectExchange:
             try:
                 before, after = (self._aggregator.call("parameters", which) for which in ("previous", "current"))
                 call = self._crew.members[0].call("diagnose", self._committed, before, after)
-                found: dict[str, float] = self._transport.get([call])[0]
+                found: dict[str, float] = self._get([call])[0]
                 return found
             except RemoteLost as error:
                 self._recover(error)
@@ -152,6 +153,15 @@ class ObjectExchange:
             self._transport.get([self._aggregator.call("end")])
         except RemoteLost:
             return  # it has nothing to let go any more
+
+    def _get(self, references: list[Reference]) -> list[Any]:
+        """Results of workers' calls. Where none comes for SILENCE_S, each worker is asked whether it lives: one that
+        hangs is killed for its silence, and one that has much to do is not."""
+        for reference in references:
+            while not self._transport.wait([reference], SILENCE_S):
+                for worker in self._crew.members:
+                    self._transport.is_alive(worker)
+        return self._transport.get(references)
 
     def _recover(self, error: RemoteLost) -> None:
         """Go on with the workers that are left, if a worker was what died; a new one joins at a later step."""

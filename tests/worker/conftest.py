@@ -127,11 +127,12 @@ class MemoryTransport:
     def is_ready(self, reference: Reference) -> bool:
         return all(remote.ready for remote in self.recruits)
 
-    def wait(self, references: Sequence[Reference], seconds: float) -> None:
+    def wait(self, references: Sequence[Reference], seconds: float) -> bool:
         """Who waits for recruits does so for long enough."""
         self.waited.append(seconds)
         for remote in self.recruits:
             remote.ready = True
+        return bool(references)
 
     def release(self, remote: MemoryRemote, detached: Reference) -> None:
         self.released.append(remote.name)

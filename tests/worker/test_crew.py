@@ -30,11 +30,12 @@ class Place:
         self.readiness: Callable[[Any], bool] = lambda reference: True
         self.crew = Crew(plan, self.site.workers, self.transport, self.events.append, lambda: self.now, look)
 
-    def wait(self, references: Any, seconds: float) -> None:
+    def wait(self, references: Any, seconds: float) -> bool:
         self.waits += 1
         self.now += seconds
         self.while_waiting()
         assert self.waits < 1000, "it waits for ever"
+        return any(map(self.readiness, references))
 
     def nobody(self) -> None:
         """There are no more workers to be had."""
