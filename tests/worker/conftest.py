@@ -15,7 +15,7 @@ from worker.dataset import PreparedDataset, prepare
 from worker.errors import RemoteLost
 from worker.gradient_worker import GradientWorker
 from worker.object_exchange import ObjectExchange
-from worker.plan import StepPlan, TrainerEvent, TrainingPlan
+from worker.plan import Attached, StepPlan, TrainerEvent, TrainingPlan
 from worker.sampling import Sampling
 
 SEED = 5
@@ -130,8 +130,9 @@ class MemoryTransport:
     def wait(self, references: Sequence[Reference], seconds: float) -> bool:
         """Who waits for recruits does so for long enough."""
         self.waited.append(seconds)
-        for remote in self.recruits:
-            remote.ready = True
+        if any(isinstance(reference.value, Attached) for reference in references):
+            for remote in self.recruits:
+                remote.ready = True
         return bool(references)
 
     def release(self, remote: MemoryRemote, detached: Reference) -> None:
