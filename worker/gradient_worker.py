@@ -11,9 +11,10 @@ from core.class_weights import fold
 from core.diagnostics import series, update_ratios
 from core.network import Network
 from worker.dataset import open_prepared
+from worker.local_steps import LocalSteps
 from worker.numerics import fingerprint, machine
 from worker.plan import Attached, ShardReport, StepPlan
-from worker.sampling import evaluation_part
+from worker.sampling import evaluation_part, share
 from worker.seat import Seat, Seating
 
 Array = NDArray[Any]
@@ -57,6 +58,7 @@ class GradientWorker:
         self._targets = np.empty((rows, *targets.shape[1:]), target_dtype)
         self._weights = None if weights is None else np.empty(rows, dtype)
         self._orders: dict[int, tuple[int, Array]] = {}
+        self._local = None if plan.local is None else LocalSteps(plan.local, plan.network)
         return Attached(fingerprint(), machine(), os.getpid())
 
     def take_seat(self, seating: Seating) -> None:
@@ -69,8 +71,25 @@ class GradientWorker:
         self.__dict__ = {"_plan": None, "holder": ""}
 
     def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
-        """Overwrite `gradient` (P,) with the gradient of the summed, weighted loss over the shard's rows of `step`."""
+        """Overwrite `gradient` (P,) with the gradient of the summed, weighted loss over the shard's rows of `step`.
+
+        With local steps: with what they come to, which the exchange treats as a gradient (worker.local_steps).
+        """
         rows = self._rows(step, shard)
+        if self._local is None:
+            loss, weight = self._sums(step, shard, rows, parameters, gradient)
+        else:
+            before, minibatches = self._minibatches(step, shard, rows)
+            loss, weight = self._local.difference(
+                before, minibatches, parameters, gradient, lambda number, *rest: self._sums(number, shard, *rest)
+            )
+        return ShardReport(step, shard, len(rows), weight, loss)
+
+    def _sums(self, number: int, shard: int, rows: Array, parameters: Array, gradient: Array) -> tuple[float, float]:
+        """Overwrite `gradient` with that of the summed loss over `rows`; the loss, and the rows' weight.
+
+        `number`: of the minibatch, from 1, which decides with the shard what dropout drops.
+        """
         count = len(rows)
         features, targets, weights = self._arrays["train"]
         x, y = self._features[:count], self._targets[:count]
@@ -81,9 +100,8 @@ class GradientWorker:
             w = self._weights[:count]
             _take(weights, rows, w)
         assert self._plan is not None
-        loss = self._network.loss_and_gradient(parameters, gradient, x, y, w, (self._plan.sampling.seed, step, shard))
-        weight = float(count) if w is None else float(w.sum(dtype=np.float64))
-        return ShardReport(step, shard, count, weight, loss)
+        loss = self._network.loss_and_gradient(parameters, gradient, x, y, w, (self._plan.sampling.seed, number, shard))
+        return loss, float(count) if w is None else float(w.sum(dtype=np.float64))
 
     def gradients(self, step: int, shards: tuple[int, ...], parameters: Array) -> tuple[Any, ...]:
         """The gradient of each of `shards`, and last the tuple of their reports: one message each."""
@@ -111,10 +129,11 @@ class GradientWorker:
     def diagnose(self, step: int, before: Array, after: Array) -> dict[str, float]:
         """What `step` looks like from inside, a number for each name of core.diagnostics.series.
 
-        Shard 0's part of it, which always has rows, is computed again with the parameters `before` the step (P,);
-        `after`: those that the step has led to.
+        Shard 0's part of it, or of its first minibatch, which always has rows, is computed again with the parameters
+        `before` the step (P,); `after`: those that the step has led to.
         """
-        self.gradient(step, 0, before, np.empty_like(before))
+        number, minibatches = self._minibatches(step, 0, self._rows(step, 0))
+        self._sums(number + 1, 0, minibatches[0], before, np.empty_like(before))
         return series(self._network.diagnostics(), update_ratios(self._network.layout, before, after))
 
     def _rows(self, step: int, shard: int) -> Array:
@@ -125,6 +144,13 @@ class GradientWorker:
         if known is None or known[0] != epoch:
             self._orders[shard] = known = (epoch, sampling.order(epoch, shard))
         return known[1][sampling.part(step, shard)]
+
+    def _minibatches(self, step: int, shard: int, rows: Array) -> tuple[int, list[Array]]:
+        """How many minibatches all steps before `step` have, and the shard's part of each of this one's, of `rows`."""
+        assert self._plan is not None
+        sampling = self._plan.sampling
+        size = max(share(sampling.batch_size, sampling.shards, shard), 1)
+        return sampling.minibatches_before(step), [rows[k : k + size] for k in range(0, len(rows), size)]
 
 
 def _take(source: Array, rows: Array, out: Array) -> None:

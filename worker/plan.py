@@ -40,6 +40,8 @@ class TrainingPlan:
     shards: int
     seed: int
     threads_per_worker: int = 1
+    local_steps: int | None = None  # a round's, at most, that each shard takes between exchanges; None: it takes none
+    outer: str = "average"  # with local steps: worker.local_steps.OUTER
     auto_workers: bool = False  # the trainer tries whether one worker is faster than all it was given (worker.probe)
     log_every_steps: int = 1
     early_stopping: EarlyStopping | None = None
@@ -166,10 +168,20 @@ class TrainerReport:
 
 
 @dataclass(frozen=True)
+class LocalPlan:
+    """How each shard takes its local steps (worker.local_steps): `steps` are those of all epochs, for the schedule."""
+
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec
+    steps: int
+
+
+@dataclass(frozen=True)
 class StepPlan:
     """What workers and aggregator need to compute a job's steps: the training plan, its data prepared.
 
     `network` is complete: its inputs are the prepared width. `steps` are those of all epochs, which the schedule spans.
+    With `local`, a step is a round of local steps; `optimizer` and `schedule` are then what is done with their outcome.
     """
 
     folder: str  # of the prepared dataset
@@ -179,6 +191,7 @@ class StepPlan:
     schedule: ScheduleSpec
     steps: int
     threads_per_worker: int
+    local: LocalPlan | None = None
 
     @property
     def shards(self) -> int:

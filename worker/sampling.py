@@ -3,6 +3,9 @@
 The training rows are cut into contiguous data shards, and each shard into its parts of the epoch's minibatches. All
 full minibatches hold exactly `batch_size` rows over all shards; what remains makes one partial one at the epoch's end,
 of which a shard's part may be empty. So every row is used exactly once an epoch.
+
+A step, which is what is committed, is one minibatch; or, where shards take local steps (worker.local_steps), a round of
+up to `local_steps` minibatches. Rounds do not go across epochs: an epoch's last one may be shorter.
 """
 
 from dataclasses import dataclass
@@ -20,12 +23,16 @@ def share(total: int, shards: int, shard: int) -> int:
 
 @dataclass(frozen=True)
 class Sampling:
-    """`rows` training rows in minibatches of `batch_size` over `shards` shards, in orders that `seed` decides."""
+    """`rows` training rows in minibatches of `batch_size` over `shards` shards, in orders that `seed` decides.
+
+    `local_steps`: minibatches in a step.
+    """
 
     rows: int
     batch_size: int
     shards: int
     seed: int
+    local_steps: int = 1
 
     @property
     def full_steps(self) -> int:
@@ -33,9 +40,14 @@ class Sampling:
         return self.rows // self.batch_size
 
     @property
-    def steps_per_epoch(self) -> int:
+    def minibatches(self) -> int:
         """Minibatches in an epoch, a partial last one included."""
         return -(-self.rows // self.batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch, a shorter last one included."""
+        return -(-self.minibatches // self.local_steps)
 
     def epoch_of(self, step: int) -> int:
         """The epoch, from 1, of `step`, from 1."""
@@ -51,7 +63,7 @@ class Sampling:
         return sum(self.shard_rows(k) for k in range(shard))
 
     def largest_part(self) -> int:
-        """The most rows that any shard has in one step."""
+        """The most rows that any shard has in one minibatch."""
         return share(min(self.batch_size, self.rows), self.shards, 0)
 
     def order(self, epoch: int, shard: int) -> NDArray[np.int64]:
@@ -62,8 +74,14 @@ class Sampling:
 
     def part(self, step: int, shard: int) -> slice:
         """Where in the shard's order the rows of `step`, from 1, stand."""
-        number, size = (step - 1) % self.steps_per_epoch, share(self.batch_size, self.shards, shard)
+        number = (step - 1) % self.steps_per_epoch
+        size = self.local_steps * share(self.batch_size, self.shards, shard)
         return slice(number * size, min((number + 1) * size, self.shard_rows(shard)))
+
+    def minibatches_before(self, step: int) -> int:
+        """How many minibatches all steps before `step`, from 1, have."""
+        epochs, steps = divmod(step - 1, self.steps_per_epoch)
+        return epochs * self.minibatches + steps * self.local_steps
 
 
 def evaluation_part(rows: int, shards: int, shard: int) -> slice:

@@ -13,6 +13,7 @@ from worker.dataset import PreparedDataset, prepare
 from worker.diagnosis import is_due
 from worker.errors import Cancelled, Diverged, Orphaned, Paused
 from worker.exchange import Exchange
+from worker.local_steps import in_rounds, with_local_rate
 from worker.plan import StepPlan, StepReport, TrainerEvent, TrainingPlan, TrainingResult
 from worker.probe import CHUNK_S as PROBE_CHUNK_S
 from worker.probe import Probe
@@ -106,12 +107,13 @@ class Trainer:
 
     def _step_plan(self, prepared: PreparedDataset) -> StepPlan:
         plan, fitted = self._plan, prepared.preprocessing
-        sampling = Sampling(prepared.rows["train"], plan.batch_size, plan.shards, plan.seed)
+        sampling = Sampling(prepared.rows["train"], plan.batch_size, plan.shards, plan.seed, plan.local_steps or 1)
         network = replace(plan.network, inputs=fitted.width, outputs=fitted.outputs)
         steps = plan.epochs * sampling.steps_per_epoch
-        return StepPlan(
+        found = StepPlan(
             str(prepared.folder), network, sampling, plan.optimizer, plan.schedule, steps, plan.threads_per_worker
         )
+        return found if plan.local_steps is None else in_rounds(found, plan.outer)
 
     def _train(self, exchange: Exchange, steps: StepPlan, prepared: PreparedDataset) -> Position:
         """Where it ended."""
@@ -121,7 +123,7 @@ class Trainer:
             epoch = at.epoch + 1
             for report in self._epoch(exchange, steps, at, losses):
                 at.step = report.step
-                losses.add(report)
+                losses.add(with_local_rate(steps, report))
                 self._progress(exchange, report, epoch, steps)
             found = self._evaluate(exchange, prepared, at.step, "current", ("validation",))
             for name, value in found.items():

@@ -75,6 +75,7 @@ MESSAGES = [
     RESULT,
     FAILURE,
     plan.TrainerReport("job_1", 2, PROGRESS, {"train_loss": 0.25}, 7, (POINT, EVENT), "succeeded", RESULT, FAILURE),
+    plan.LocalPlan(OPTIMIZER, SCHEDULE, 350),
     plan.StepPlan("/prepared/x", NETWORK, Sampling(100, 8, 3, 1), OPTIMIZER, SCHEDULE, 117, 1),
 ]
 ERRORS = [
