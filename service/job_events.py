@@ -19,7 +19,7 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Pause:
-    """Its user, or a full disk, wants it to wait."""
+    """Its user wants it to wait."""
 
     at: float
 
