@@ -6,12 +6,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 
+from service.artifacts import ArtifactStore
 from service.errors import LeadLost
 from service.lead import RENEWALS, Lead
 from service.process_identity import identity, is_gone
+from service.publisher import Publisher
 from service.store import Store
 
 from .conftest import Fill
@@ -112,6 +115,18 @@ def test_who_takes_over_gets_the_jobs_and_who_does_not_lead_claims_none(store: S
     taken = store.claim_job("two", SECONDS, running.id)
     assert taken is not None
     assert (taken.lease_owner, taken.lease_epoch) == ("two", held.lease_epoch + 1)
+
+
+def test_a_publisher_tells_mlflow_nothing_while_another_may_lead(store: Store, fill: Fill, tmp_path: Path) -> None:
+    fill.job()
+    store.claim_job("one", SECONDS)
+    nobody: Any = None  # whoever asks it anything fails
+    leads = [False, True]
+    publisher = Publisher(store, ArtifactStore(tmp_path), lambda: nobody, lambda: leads[0])
+    publisher.once(nobody)
+    leads.pop(0)
+    with pytest.raises(AttributeError, match="check"):
+        publisher.once(nobody)
 
 
 def test_a_process_is_gone_when_it_has_ended_and_never_before() -> None:
