@@ -296,6 +296,18 @@ def test_every_checkpoint_is_told_of(make_job: MakePlan) -> None:
     assert saved.message.startswith("checkpoint of step 14: ")
 
 
+def test_the_latest_values_stay_known(make_job: MakePlan) -> None:
+    plan = make_job()
+    cut_off(plan)
+    attempt = Attempt(plan, 4, at=pause_at(13))
+    with pytest.raises(Paused):
+        attempt.run()
+    undisturbed_points = undisturbed(plan)[1]
+    progress, latest, *_ = attempt.recorder.read(0)
+    assert latest["validation_loss"] == undisturbed_points["validation_loss", 10]  # an earlier attempt's
+    assert (progress.step, progress.epoch) == (13, 3)
+
+
 def test_a_trainer_that_nobody_polls_leaves_a_checkpoint(make_job: MakePlan) -> None:
     plan = make_job()
 
