@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ def main(task: str) -> None:
     case = Case(**described["case"] | {"sizes": tuple(described["case"]["sizes"])})
     options, name = Options(**described["options"]), described["name"]
     clock, tell = CLOCKS[options.clock], own_stdout()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ending what it has started
     hold_to_threads(case.threads)
     try:
         contender = CONTENDERS[name](case, *rows_for(case, options.mnist))
