@@ -116,11 +116,18 @@ def test_a_hung_mlflow_delays_no_job_and_loses_no_metric(running: Any, tracking:
         assert waiting["status_reason"].startswith("waiting for MLflow since 20")
         assert waiting["status"] == "running"
         running.wait_for(lambda: running.client.health().get("missing") == ["mlflow"], 15, "readyz naming MLflow")
+        late = submitted(running)
+        running.job(late, lambda job: job["progress"]["phase"] == "registering")
+        assert running.client.jobs.cancel(late)["status"] == "cancelled"  # not only when MLflow is back
     check(running, tracking, running.job(job_id, running.ended), weights)
     assert len([m for m in messages(running, job_id, "log") if m.startswith("waiting for MLflow")]) == 1
     cancelled = running.client.jobs.show(other)
     assert cancelled["status"] == "cancelled"
-    running.wait_for(lambda: run_status(running, tracking, other) == "KILLED", 10, "the end of the cancelled run")
+    for ended in (other, late):
+        running.wait_for(
+            lambda id=ended: run_status(running, tracking, id) == "KILLED", 10, f"the end of {ended}'s run"
+        )
+    assert not [v for v in tracking.client.search_model_versions() if v.tags[JOB_TAG] == late]
 
 
 def test_a_killed_mlflow_comes_back_and_has_everything(running: Any, tracking: Tracking, weights: str) -> None:
@@ -141,7 +148,7 @@ def test_a_killed_controller_finds_its_trainer_again(running: Any, tracking: Tra
     assert len(messages(running, job_id, "log")) == len(set(messages(running, job_id, "log")))
 
 
-def test_a_killed_trainer_costs_a_fresh_start(running: Any, tracking: Tracking, weights: str) -> None:
+def test_a_killed_trainer_is_followed_by_another(running: Any, tracking: Tracking, weights: str) -> None:
     job_id = submitted(running)
     training(running, job_id)
     for pid in running.processes("TrainerHost"):
