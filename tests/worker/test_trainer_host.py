@@ -5,12 +5,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.errors import DataError
 from core.optimizers import OptimizerSpec
+from worker.checkpoint_store import CheckpointStore
 from worker.dataset import DatasetError
 from worker.errors import Diverged, RemoteLost, TooManyFailures
 from worker.exchange import InProcessExchange
@@ -42,6 +44,14 @@ def ended(run: Run) -> TrainerReport:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     return report
+
+
+def beyond(run: Run, step: int) -> None:
+    """Returns once it has come further than `step`."""
+    deadline = time.monotonic() + 60
+    while run.poll(0).progress.step <= step:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def test_success_comes_with_the_result_and_all_that_was_said(make_plan: MakePlan) -> None:
@@ -81,6 +91,21 @@ def test_cancelled(make_plan: MakePlan) -> None:
     run.cancel()
     report = ended(run)
     assert (report.outcome, report.result, report.failure) == ("cancelled", None, None)
+
+
+def test_paused_it_leaves_a_checkpoint_from_which_another_goes_on(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(epochs=2000, checkpoint_folder=str(tmp_path / "checkpoints"))
+    run = started(plan)
+    beyond(run, 20)
+    run.pause()
+    report = ended(run)
+    assert (report.outcome, report.result, report.failure) == ("paused", None, None)
+    (kept,) = CheckpointStore(tmp_path / "checkpoints").list()
+    assert (kept.step, kept.attempt) == (report.progress.step, 3)
+    again = started(plan)
+    beyond(again, kept.step)
+    again.cancel()
+    assert f"goes on from the checkpoint of step {kept.step}" in str(ended(again).updates)
 
 
 def test_a_table_that_is_gone(make_plan: MakePlan) -> None:
