@@ -105,15 +105,16 @@ def _resolved(
 
 
 def _plan(data: ResolvedData, training: ResolvedTraining, network: ResolvedNetwork) -> dict[str, Any]:
-    vectors = training.shards + _OTHER_VECTORS + 2 * make_optimizer(training.optimizer).state_vectors
+    vectors = training.shards + _OTHER_VECTORS + 2 * make_optimizer(training.exchanged).state_vectors
+    rows = math.ceil(training.batch_size / training.shards)
     return {
         "parameters": network.parameters,
         "layers": network.layers,
         "steps": training.steps,
         "rows": {"train": data.train, "validation": data.validation, "test": data.test},
-        "flops_per_step": training.batch_size * network.flops,
+        "flops_per_step": training.minibatches * training.batch_size * network.flops,
         "memory_bytes": {
-            "worker": network.worker_bytes(math.ceil(training.batch_size / training.shards)),
+            "worker": network.worker_bytes(rows) + training.own_vectors * _vector_bytes(network),
             "shared": _vector_bytes(network) * vectors,
         },
         "useful_workers": training.shards,

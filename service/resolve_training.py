@@ -13,6 +13,7 @@ from service.errors import SpecError
 from service.fields import AUTO
 from service.resolve_data import ResolvedData
 from service.schemas import EarlyStopping, JobSpec
+from worker.local_steps import OUTER, vectors
 
 LEARNING_RATES = {"adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2, "sgd": 0.1}
 MOMENTUM_LEARNING_RATE = 0.02
@@ -25,35 +26,56 @@ STEPS_WANTED, ROWS_A_BATCH, SHARD_ROWS, POINTS_WANTED = 2000, 50, 64, 1000
 
 @dataclass(frozen=True)
 class ResolvedTraining:
-    """`steps` in all, of `batch_size` rows, cut into `shards`."""
+    """`steps` in all, cut into `shards`, each of `minibatches` (the last of an epoch: fewer) of `batch_size` rows.
+
+    `exchanged`: the optimizer that is applied to what shards exchange; `optimizer` itself, but with local steps.
+    `own_vectors`: of the parameters' length, that each worker keeps for local steps.
+    """
 
     batch_size: int
     epochs: int
     steps: int
+    minibatches: int
     shards: int
     log_every_steps: int
     early_stopping: dict[str, Any] | None
     optimizer: OptimizerSpec
+    exchanged: OptimizerSpec
+    own_vectors: int
     schedule: dict[str, Any]
 
 
 def resolve_training(spec: JobSpec, data: ResolvedData) -> ResolvedTraining:
     """For a network of any size."""
     batch_size = _batch_size(spec, data)
-    steps_per_epoch = math.ceil(data.train / batch_size)
-    epochs = _epochs(spec, steps_per_epoch)
-    steps = epochs * steps_per_epoch
-    wanted = spec.training.log_every_steps
+    _check_local_steps(spec)
+    is_local, per_epoch = spec.distribution.mode == "local", math.ceil(data.train / batch_size)
+    epochs, minibatches = _epochs(spec, per_epoch), min(spec.distribution.local_steps, per_epoch)
+    steps = epochs * math.ceil(per_epoch / minibatches)
+    wanted, optimizer = spec.training.log_every_steps, _optimizer(spec, batch_size)
     return ResolvedTraining(
         batch_size=batch_size,
         epochs=epochs,
         steps=steps,
+        minibatches=minibatches,
         shards=_shards(spec, batch_size),
         log_every_steps=math.ceil(steps / POINTS_WANTED) if wanted == AUTO else int(wanted),
         early_stopping=_early_stopping(spec, epochs, data.validation),
-        optimizer=_optimizer(spec, batch_size),
+        optimizer=optimizer,
+        exchanged=OUTER[spec.distribution.outer] if is_local else optimizer,
+        own_vectors=vectors(optimizer) if is_local else 0,
         schedule=_schedule(spec),
     )
+
+
+def _check_local_steps(spec: JobSpec) -> None:
+    given = spec.distribution
+    if given.mode == "sync":
+        for field, default in (("local_steps", 1), ("outer", "average")):
+            value = getattr(given, field)
+            if value != default:
+                message = f"{value} is for mode local; mode sync exchanges every step: {default}, or set mode: local"
+                raise SpecError(f"distribution.{field}", message)
 
 
 def _shards(spec: JobSpec, batch_size: int) -> int:
@@ -76,9 +98,9 @@ def _batch_size(spec: JobSpec, data: ResolvedData) -> int:
     return wanted
 
 
-def _epochs(spec: JobSpec, steps_per_epoch: int) -> int:
+def _epochs(spec: JobSpec, minibatches: int) -> int:
     if spec.training.epochs == AUTO:
-        return max(20, min(200, math.ceil(STEPS_WANTED / steps_per_epoch)))
+        return max(20, min(200, math.ceil(STEPS_WANTED / minibatches)))
     return int(spec.training.epochs)
 
 

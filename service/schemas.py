@@ -23,6 +23,7 @@ from service.fields import (
 )
 from service.schemas_network import Network
 from service.tracked import MLFLOW_NAME
+from worker.local_steps import OUTER
 
 
 def _named(value: Any) -> Any:
@@ -110,8 +111,9 @@ class Distribution(Section):
 
     workers: Annotated[int | str, *whole(1, 100_000, auto=True)] = AUTO
     shards: Annotated[int | str, *whole(1, 4096, auto=True)] = AUTO
-    mode: Annotated[str, *choice("sync", later=("local",))] = "sync"
-    local_steps: Annotated[int, *only(1, "local_steps")] = 1
+    mode: Annotated[str, *choice("sync", "local")] = "sync"
+    local_steps: Annotated[int, *whole(1, 10_000)] = 1
+    outer: Annotated[str, *choice(*OUTER)] = "average"
     threads_per_worker: Annotated[int, *whole(1, 1024)] = 1
 
 

@@ -88,7 +88,10 @@ def test_refusals_name_the_field(api: Api) -> None:
         error(submit(api, optimizer={"learning_rate": -1}), 422, "invalid_spec")["param"] == "optimizer.learning_rate"
     )
     assert error(submit(api, training={"epoch": 5}), 422, "invalid_spec")["param"] == "training.epoch"
-    assert error(submit(api, distribution={"mode": "local"}), 422, "not_supported_yet")["param"] == "distribution.mode"
+    assert error(submit(api, split={"by": "group"}), 422, "not_supported_yet")["param"] == "split.by"
+    assert error(submit(api, distribution={"local_steps": 4}), 422, "invalid_spec")["param"] == (
+        "distribution.local_steps"
+    )
     assert error(submit(api, features=["empty"]), 422, "invalid_spec")["param"] == "features"
     assert error(submit(api, target="empty"), 422, "invalid_spec")["param"] == "target"
     assert error(submit(api, target="same", task="classification"), 422, "invalid_spec")["param"] == "target"

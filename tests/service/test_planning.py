@@ -93,6 +93,21 @@ def test_everything_the_user_chose_arrives(store: Store, fill: Fill) -> None:
     assert (plan.job_id, plan.spec) == (job.id, job.spec)
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"mode": "local", "local_steps": 16, "outer": "nesterov"}, (16, "nesterov")),
+        ({"mode": "local"}, (1, "average")),
+        ({}, (None, "average")),
+    ],
+)
+def test_local_steps_arrive(store: Store, fill: Fill, given: Any, wanted: Any) -> None:
+    plan, _, _ = planned(store, fill, distribution=given)
+    assert (plan.local_steps, plan.outer) == wanted
+    without = replace(plan, local_steps=None, outer="average")
+    assert (plan_digest(plan) == plan_digest(without)) == (not given)
+
+
 def test_two_jobs_of_one_spec_differ_in_nothing_but_the_id(store: Store, fill: Fill) -> None:
     plan, job, dataset = planned(store, fill)
     other = training_plan(replace(job, id="job_2"), dataset, SETTINGS)
@@ -200,6 +215,7 @@ def test_a_job_of_an_earlier_version_is_planned(store: Store, fill: Fill) -> Non
     for section, names in (
         ("network", ("input_dropout", "layer_norm")),
         ("optimizer", ("l1", "max_norm", "reference_batch_size")),
+        ("distribution", ("outer",)),
     ):
         for name in names:
             del spec[section][name]

@@ -109,6 +109,36 @@ def test_epochs_early_stopping_shards_and_log_interval(rows: int) -> None:
     assert found.spec["distribution"]["workers"] == "auto"  # the cluster's business
 
 
+def test_with_local_steps_a_step_is_a_round() -> None:
+    """As many epochs as without; a round ends with its epoch; the exchange's optimizer is in the segment."""
+    sync, sgd = resolved(dataset(5000), target="sold"), {"name": "sgd", "momentum": 0.9}
+    per_epoch, epochs = math.ceil(sync.plan["rows"]["train"] / 128), sync.spec["training"]["epochs"]
+    vector = 4 * sync.plan["parameters"]
+    for wanted, steps, outer, optimizer, state, own in (
+        (1, per_epoch, "average", "auto", 0, 6),
+        (16, math.ceil(per_epoch / 16), "average", sgd, 0, 4),
+        (16, math.ceil(per_epoch / 16), "nesterov", "sgd", 1, 2),
+        (10_000, 1, "nesterov", "auto", 1, 6),
+    ):
+        given = {"mode": "local", "local_steps": wanted, "outer": outer}
+        found = resolved(dataset(5000), target="sold", distribution=given, optimizer=optimizer)
+        assert found.spec["distribution"] == sync.spec["distribution"] | given
+        assert (found.spec["training"]["epochs"], found.plan["steps"]) == (epochs, epochs * steps)
+        assert found.plan["flops_per_step"] == min(wanted, per_epoch) * sync.plan["flops_per_step"]
+        memory, without = found.plan["memory_bytes"], sync.plan["memory_bytes"]
+        assert memory["shared"] == vector * (found.plan["useful_workers"] + 3 + 2 * state)
+        assert memory["worker"] == without["worker"] + own * vector
+
+
+def test_what_is_for_local_steps_is_refused_without_them() -> None:
+    steps = refused(distribution={"local_steps": 16})
+    assert (steps.param, steps.message) == (
+        "distribution.local_steps",
+        "16 is for mode local; mode sync exchanges every step: 1, or set mode: local",
+    )
+    assert refused(distribution={"mode": "sync", "outer": "nesterov"}).param == "distribution.outer"
+
+
 def test_without_validation_nothing_stops_early() -> None:
     split = {"validation": 0.0}
     assert resolved(split=split).spec["training"]["early_stopping"] is None

@@ -80,6 +80,7 @@ def test_dataset_and_target_suffice_and_the_rest_is_the_contracts() -> None:
             "shards": "auto",
             "mode": "sync",
             "local_steps": 1,
+            "outer": "average",
             "threads_per_worker": 1,
         },
         "model": {"name": None, "deploy": "never"},
@@ -201,6 +202,10 @@ WRONG: list[tuple[str, Any]] = [
     ("distribution.workers", 0),
     ("distribution.shards", 4097),
     ("distribution.threads_per_worker", None),
+    ("distribution.mode", "async"),
+    ("distribution.local_steps", 0),
+    ("distribution.local_steps", 10_001),
+    ("distribution.outer", "adam"),
     ("model", "digits"),
     ("model.name", "../x"),
     ("model.deploy", "sometimes"),
@@ -309,8 +314,6 @@ LATER: list[tuple[str, Any]] = [
     ("training.precision", "float16"),
     ("training.precision", "bfloat16"),
     ("training.warm_start", "digits/1"),
-    ("distribution.mode", "local"),
-    ("distribution.local_steps", 4),
 ]
 
 
@@ -323,7 +326,7 @@ def test_what_a_later_part_brings_is_refused_as_such(path: str, value: Any) -> N
 
 
 def test_the_default_of_what_a_later_part_brings_is_no_wish() -> None:
-    given = spec(validation_dataset=None, training={"warm_start": None}, distribution={"local_steps": 1})
+    given = spec(validation_dataset=None, training={"warm_start": None})
     assert given == spec()
 
 
