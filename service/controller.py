@@ -70,6 +70,8 @@ class Controller:
                     log.error("the publisher has ended; its error stands above")
                     return BUG
                 keeper.turn()
+            if keeper is not None:
+                keeper.save()
         except ClusterLost as error:
             log.error("%s", error)
             return RAY_LOST

@@ -160,6 +160,11 @@ class TrainerHost:
         if self._run is not None:
             self._run.pause()
 
+    def save(self, seconds: float) -> None:
+        """Have the job write a checkpoint, and go on; waits for it, at most `seconds`."""
+        if self._run is not None:
+            self._run.save(seconds)
+
     def scale(self, workers: int) -> None:
         """Ask the job to go on with so many workers."""
         if self._run is not None:
@@ -286,6 +291,15 @@ class Cluster:
     def kill(self, handle: TrainerHandle) -> None:
         """End all of a job's processes, whatever they do: after it was lost, say."""
         self._pool.forget(handle.crew.trainer)
+
+    def save(self, handles: Sequence[TrainerHandle], seconds: float) -> None:
+        """Have the jobs write checkpoints, all at once, and go on; waits for them, at most `seconds`."""
+        calls = []
+        for handle in handles:
+            with suppress(RemoteLost):
+                calls.append(_actor(handle.crew.trainer).save.remote(seconds))
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=seconds)
 
     def pids(self, handle: TrainerHandle) -> dict[str, int]:
         """The process of each of the job's actors that live, by the actor's name."""

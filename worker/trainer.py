@@ -1,6 +1,7 @@
 """The job's loop: prepare, train epoch by epoch, keep the best, evaluate. It knows its exchange by protocol alone."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -28,7 +29,7 @@ OpenExchange = Callable[[StepPlan, int], Exchange]  # step plan, seed
 
 
 class Trainer:
-    """One attempt at one job. `run` is called once; `cancel`, `pause` and `scale` from another thread."""
+    """One attempt at one job. `run` is called once; `cancel`, `pause`, `save` and `scale` from another thread."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Trainer:
         self._orphan_seconds = orphan_seconds
         self._checkpoints = Checkpointing(plan, attempt, recorder, clock)
         self._cancelled = self._paused = False
+        self._to_save: threading.Event | None = None
         self._began = clock()  # as if all attempts had been this one
         self._rate = 0.0  # examples a second
         self._asked_workers: int | None = None  # by `scale`
@@ -56,6 +58,11 @@ class Trainer:
     def pause(self) -> None:
         """Ask `run` to raise Paused soon, after a checkpoint has been written."""
         self._paused = True
+
+    def save(self) -> threading.Event:
+        """Ask `run` to write a checkpoint soon, and to go on; the event is set when it is on the disk."""
+        self._to_save = saved = threading.Event()
+        return saved
 
     def scale(self, workers: int) -> None:
         """Ask `run` to go on with so many workers, at most one a shard. It settles `auto_workers`, too.
@@ -184,8 +191,11 @@ class Trainer:
         except (Paused, Orphaned):
             self._checkpoints.write(exchange, at, losses, seconds, wait=True)
             raise
-        if self._checkpoints.is_due():
-            self._checkpoints.write(exchange, at, losses, seconds)
+        saved, self._to_save = self._to_save, None
+        if saved is not None or self._checkpoints.is_due():
+            self._checkpoints.write(exchange, at, losses, seconds, wait=saved is not None)
+        if saved is not None:
+            saved.set()
 
     def _scale(self, exchange: Exchange) -> None:
         """Have as many workers as `scale` has been asked for since."""

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from worker.trainer import OpenExchange, Trainer
 
 log = logging.getLogger(__name__)
 DIVERGENCE_HINT = "lower optimizer.learning_rate, or set optimizer.clip_norm (1.0 is a good start)"
+SAVED_LOOK_S = 0.05  # how often who waits for a checkpoint looks whether the run has ended
 
 
 class Run:
@@ -58,6 +60,12 @@ class Run:
     def pause(self) -> None:
         """Ask it to write a checkpoint and end as `paused`."""
         self._trainer.pause()
+
+    def save(self, seconds: float) -> None:
+        """Have a checkpoint written; returns when it is on the disk, the run has ended, or after `seconds`."""
+        saved, until = self._trainer.save(), time.monotonic() + seconds
+        while self._outcome is None and time.monotonic() < until and not saved.wait(SAVED_LOOK_S):
+            continue
 
     def scale(self, workers: int) -> None:
         """Ask it to go on with so many workers. Raises ValueError for less than one."""

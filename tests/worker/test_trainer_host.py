@@ -108,6 +108,19 @@ def test_paused_it_leaves_a_checkpoint_from_which_another_goes_on(make_plan: Mak
     assert f"goes on from the checkpoint of step {kept.step}" in str(ended(again).updates)
 
 
+def test_asked_to_save_it_does_so_and_goes_on(make_plan: MakePlan, tmp_path: Path) -> None:
+    run = started(make_plan(epochs=2000, checkpoint_folder=str(tmp_path / "checkpoints")))
+    beyond(run, 20)
+    run.save(60.0)
+    (kept,) = CheckpointStore(tmp_path / "checkpoints").list()
+    assert kept.step > 20
+    beyond(run, kept.step)
+    run.cancel()
+    assert ended(run).outcome == "cancelled"
+    run.save(60.0)  # nothing is left to save: returns at once
+    assert len(CheckpointStore(tmp_path / "checkpoints").list()) == 1
+
+
 def test_a_table_that_is_gone(make_plan: MakePlan) -> None:
     gone = {"dataset_folder": "/nowhere", "dataset_sha256": "e" * 64}
     report = ended(started(make_plan(data=gone)))
