@@ -98,7 +98,6 @@ def h2o_deep_learning(images: Array, labels: Array) -> Curve:
             model = H2ODeepLearningEstimator(
                 hidden=list(HIDDEN), activation="rectifier", epochs=1000, max_runtime_secs=LIMIT_S, stopping_rounds=0,
                 overwrite_with_best_model=False, score_interval=2, score_duty_cycle=0.1, score_training_samples=1000,
-                train_samples_per_iteration=10_000,  # else it looks at the test rows every half a minute only
             )  # fmt: skip
             model.train(y="label", training_frame=train, validation_frame=test)
             for row in model.scoring_history().to_dict("records"):
