@@ -193,6 +193,11 @@ class Jobs:
         """Have a paused job go on; repeatable. The job, `queued` again."""
         return _json(self._transport.request("POST", f"/v1/jobs/{_quoted(job_id)}/resume", repeats=2))
 
+    def scale(self, job_id: str, workers: int) -> Json:
+        """Have the job go on with so many workers, from its next step on; repeatable."""
+        path = f"/v1/jobs/{_quoted(job_id)}/scale"
+        return _json(self._transport.request("POST", path, json={"workers": workers}, repeats=2))
+
     def checkpoints(self, job_id: str, *, after: int | None = None, limit: int = 20) -> Json:
         """One page of the job's checkpoints, newest first; `after` is a step."""
         parameters = _given(after=after, limit=limit)

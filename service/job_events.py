@@ -32,6 +32,14 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Its user wants it to go on with so many workers."""
+
+    at: float
+    workers: int
+
+
+@dataclass(frozen=True)
 class Claim:
     """A controller takes it, for `seconds`."""
 
@@ -110,7 +118,7 @@ class End:
     error: Json | None = None
 
 
-UserEvent = Cancel | Pause | Resume
+UserEvent = Cancel | Pause | Resume | Scale
 Event = (
     UserEvent
     | Claim
@@ -131,6 +139,7 @@ class Do(Enum):
     START = "start"
     CANCEL = "cancel"
     PAUSE = "pause"
+    SCALE = "scale"  # to the workers that were asked for
     RELEASE = "release"  # it has ended in order: its actors go back into the pool
     KILL = "kill"
 

@@ -50,6 +50,7 @@ class Held:
     asked_at: float = -ASK_SECONDS
     recorded_at: float = -RECORD_SECONDS
     metric_event_at: float = -METRIC_EVENT_SECONDS
+    scaled_to: int | None = None
 
 
 class JobKeeper:
@@ -149,6 +150,8 @@ class JobKeeper:
                 self.held[job.id].handle.cancel()
             elif effect is Do.PAUSE:
                 self.held[job.id].handle.pause()
+            elif effect is Do.SCALE:
+                self._scale(job, self.held[job.id])
             elif effect is Do.RELEASE:
                 self._release(job.id)
             elif effect is Do.KILL:
@@ -165,7 +168,7 @@ class JobKeeper:
 
     def _start(self, job: JobRecord) -> None:
         epoch, slots = job.lease_epoch, self._slots()
-        wanted, shards = job.spec["distribution"]["workers"], job.spec["distribution"]["shards"]
+        wanted, shards = _wanted(job), job.spec["distribution"]["shards"]
         workers = reconcile.workers_for(wanted, shards, slots)
         if workers is None:
             self.store.set_status_reason(job.id, epoch, reconcile.reason_to_wait(wanted, shards, slots))
@@ -179,6 +182,12 @@ class JobKeeper:
         self.store.set_progress(job.id, epoch, progress, events=[event])
         if job.status_reason is not None:
             self.store.set_status_reason(job.id, epoch, None)
+
+    def _scale(self, job: JobRecord, held: Held) -> None:
+        """Once each trainer: asked again it would do nothing."""
+        if held.scaled_to != job.workers_requested and job.workers_requested is not None:
+            held.handle.scale(job.workers_requested)
+            held.scaled_to = job.workers_requested
 
     def _ask(self, job: JobRecord, held: Held) -> None:
         report = held.handle.poll(held.acknowledged)
@@ -280,9 +289,8 @@ class JobKeeper:
         return choice.start
 
     def _candidate(self, job: JobRecord, now: float) -> reconcile.Waiting:
-        wanted = job.spec["distribution"]
         unfit = now - self._unfit_since.get(job.id, now)
-        return reconcile.Waiting(job.id, wanted["workers"], wanted["shards"], unfit)
+        return reconcile.Waiting(job.id, _wanted(job), job.spec["distribution"]["shards"], unfit)
 
     def _slots(self) -> reconcile.Slots:
         capacity = self.cluster.capacity()
@@ -307,3 +315,9 @@ class JobKeeper:
         except Exception as error:  # the job's end is written: what fails now must not touch it
             log.error("the actors of %s do not come back to the pool", job_id, exc_info=error)
             self.cluster.kill(held.handle)
+
+
+def _wanted(job: JobRecord) -> int | str:
+    """How many workers the job is to have: `auto`, or the number asked for last."""
+    wanted: int | str = job.workers_requested or job.spec["distribution"]["workers"]
+    return wanted

@@ -7,7 +7,8 @@
     any of the three ──Cancel──▶ cancelled; from running by way of TrainerEnded
 
 - Six statuses, the last three final. What users intend is a flag (`cancel_requested`, `pause_requested`) for as long as
-  a trainer works; where none does, it is done at once.
+  a trainer works; where none does, it is done at once. Scale changes `workers_requested` alone, before the job is
+  trained.
 - A running job belongs to the controller whose lease it is under. Each claim raises the lease's epoch; an event that
   carries an older one is refused with LeaseLost, so that a controller that was stopped for long changes nothing more.
 - A running job trains (`trained` is false), then its model is registered: from `registering` on, MLflow may hold its
@@ -34,6 +35,7 @@ from service.job_events import (
     RegistrationBegins,
     Renew,
     Resume,
+    Scale,
     TakeOver,
     Tell,
     TrainerEnded,
@@ -89,6 +91,7 @@ class JobState:
     started_at: float | None = None
     finished_at: float | None = None
     error: Json | None = None
+    workers_requested: int | None = None  # None: as its spec has it
 
 
 Step = tuple[JobState, tuple[Effect, ...]]
@@ -106,6 +109,8 @@ def step(state: JobState, event: Event) -> Step:
             return _pause(state, event)
         case Resume():
             return _resume(state)
+        case Scale():
+            return _scale(state, event)
         case Claim():
             return _claim(state, event)
         case Renew():
@@ -179,6 +184,15 @@ def _resume(state: JobState) -> Step:
     return state, ()
 
 
+def _scale(state: JobState, event: Scale) -> Step:
+    if state.status in FINAL or state.trained:
+        raise InvalidTransition(state.id, state.status, "scaled, since nothing is left to train")
+    if state.workers_requested == event.workers:
+        return state, ()
+    told = _log(f"asked for {event.workers} workers", {"workers_requested": event.workers})
+    return replace(state, workers_requested=event.workers), (told,)
+
+
 def _claim(state: JobState, event: Claim) -> Step:
     if not is_claimable(state, event.at):
         raise InvalidTransition(state.id, state.status, RUNNING)
@@ -207,7 +221,9 @@ def _trainer_runs(state: JobState) -> Step:
         return state, (Do.RELEASE,)
     if state.cancel_requested:
         return state, (Do.CANCEL,)
-    return state, (Do.PAUSE,) if state.pause_requested else ()
+    if state.pause_requested:
+        return state, (Do.PAUSE,)
+    return state, () if state.workers_requested is None else (Do.SCALE,)
 
 
 def _trainer_ended(state: JobState, event: TrainerEnded) -> Step:

@@ -39,6 +39,7 @@ class JobRecord:
     finished_at: float | None
     cancel_requested: bool
     pause_requested: bool
+    workers_requested: int | None
     dataset_id: str
     spec: Json
     plan: Json

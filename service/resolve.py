@@ -46,18 +46,19 @@ def resolve(spec: JobSpec, dataset: dict[str, Any], limits: Limits) -> Resolved:
     data = resolve_data(spec, dataset)
     training = resolve_training(spec, data)
     network = resolve_network(spec, data, limits.max_parameters)
-    _check_workers(spec, limits)
+    if spec.distribution.workers != AUTO:
+        check_workers("distribution.workers", int(spec.distribution.workers), limits)
     resolved = _resolved(spec, dataset, data, training, network)
     plan = {"object": "plan", "spec": resolved} | _plan(data, training, network)
     _check_memory(plan, training, network, limits)
     return Resolved(resolved, plan, resolved["model"]["name"] if resolved["model"] else None)
 
 
-def _check_workers(spec: JobSpec, limits: Limits) -> None:
-    workers = spec.distribution.workers
-    if workers != AUTO and int(workers) > limits.worker_slots:
+def check_workers(field: str, workers: int, limits: Limits) -> None:
+    """Raises SpecError where `field` asks for more workers than there can be."""
+    if workers > limits.worker_slots:
         message = f"{workers} workers; this service has {limits.worker_slots} worker slots (FALLLINE_WORKER_SLOTS)"
-        raise SpecError("distribution.workers", message)
+        raise SpecError(field, message)
 
 
 def _check_memory(plan: dict[str, Any], training: ResolvedTraining, network: ResolvedNetwork, limits: Limits) -> None:

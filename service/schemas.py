@@ -190,6 +190,12 @@ class JobSpec(Section):
         return _named(value)
 
 
+class ScaleRequest(Section):
+    """With how many workers a job goes on."""
+
+    workers: Annotated[int, *whole(1, 100_000)]
+
+
 class DeployRequest(Section):
     """Which version to serve."""
 

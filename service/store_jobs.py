@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, 
 
 from service.database import Database, record
 from service.errors import Conflict, NotFound, QueueFull
-from service.job_events import Cancel, Effect, Event, Pause, Resume, Tell, UserEvent
+from service.job_events import Cancel, Effect, Event, Pause, Resume, Scale, Tell, UserEvent
 from service.job_state import FINAL, QUEUED, JobState, state_of, step
 from service.records import JobRecord, Json, NewEvent, Page
 from service.store_events import add_events
@@ -104,6 +104,10 @@ class JobStore:
         """Queue a paused job again, in the turn it had; take a request to pause back. Repeatable."""
         return self._request(job_id, Resume(time.time()))
 
+    def request_scale(self, job_id: str, workers: int) -> JobRecord:
+        """Have the job go on with `workers` workers. Repeatable. Raises InvalidTransition where it is too late."""
+        return self._request(job_id, Scale(time.time(), workers))
+
     def _request(self, job_id: str, event: UserEvent) -> JobRecord:
         with self.database.write() as connection:
             return change(connection, job_id, event)[0]
@@ -159,6 +163,7 @@ def _is(state: JobState) -> list[ColumnElement[bool]]:
         jobs.c.status == state.status,
         jobs.c.cancel_requested == state.cancel_requested,
         jobs.c.pause_requested == state.pause_requested,
+        jobs.c.workers_requested.is_not_distinct_from(state.workers_requested),
         jobs.c.lease_epoch == state.lease_epoch,
         jobs.c.lease_expires_at.is_not_distinct_from(state.lease_expires_at),
         jobs.c.registering == state.registering,

@@ -1,4 +1,4 @@
-"""`train` and `jobs`: submit, watch, list, show, cancel, pause, resume."""
+"""`train` and `jobs`: submit, watch, list, show, cancel, pause, resume, scale."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,6 @@ from rich.console import Console
 
 from service.client import FallLine
 from service.commands.common import (
-    LaterGroup,
     api_command,
     page_options,
     print_fields,
@@ -89,7 +88,7 @@ def _watch(client: FallLine, job_id: str, as_json: bool) -> None:
     sys.exit(0 if job["status"] == "succeeded" else 1)
 
 
-@click.group(cls=LaterGroup, later=frozenset({"scale"}))
+@click.group()
 def jobs() -> None:
     """Training jobs."""
 
@@ -193,3 +192,16 @@ def resume(client: FallLine, as_json: bool, job_id: str) -> None:
         print_json(job)
     else:
         click.echo(f"{job_id} is {job['status']}")
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.argument("workers", type=click.IntRange(min=1))
+@api_command
+def scale(client: FallLine, as_json: bool, job_id: str, workers: int) -> None:
+    """Have a job go on with so many WORKERS."""
+    job = client.jobs.scale(job_id, workers)
+    if as_json:
+        print_json(job)
+    else:
+        click.echo(f"{job_id} is {job['status']}; it goes on with {workers} workers, at most one a data shard")

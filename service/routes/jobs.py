@@ -1,4 +1,4 @@
-"""/v1/jobs: submit, dry run, list, show, cancel, pause, resume, delete, metrics."""
+"""/v1/jobs: submit, dry run, list, show, cancel, pause, resume, scale, delete, metrics."""
 
 from typing import Annotated, Any
 
@@ -15,8 +15,8 @@ from service.errors import ApiError, NotFound, SpecError
 from service.idempotency import create_once, new_id
 from service.job_state import FINAL, STATUSES
 from service.records import DatasetRecord, JobRecord
-from service.resolve import Resolved, resolve
-from service.schemas import JobSpec
+from service.resolve import Resolved, check_workers, resolve
+from service.schemas import JobSpec, ScaleRequest
 from worker.checkpoint_store import CheckpointStore
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -134,6 +134,15 @@ def pause_job(parts: Parts, job_id: str) -> Response:
 def resume_job(parts: Parts, job_id: str) -> Response:
     """Queue a paused job again, or take a request to pause back; repeatable."""
     return Answer(job_answer(parts, parts.store.request_resume(job_id)), 202)
+
+
+@router.post("/{job_id}/scale", status_code=202)
+async def scale_job(request: Request, parts: Parts, job_id: str) -> Response:
+    """Have a job go on with another number of workers, from its next step on; repeatable."""
+    wanted = validated(ScaleRequest, (await read_object(request))[0])
+    check_workers("workers", wanted.workers, parts.limits)
+    job = await run_in_threadpool(parts.store.request_scale, job_id, wanted.workers)
+    return Answer(await run_in_threadpool(job_answer, parts, job), 202)
 
 
 @router.delete("/{job_id}", status_code=204)

@@ -7,7 +7,6 @@ from service.errors import ApiError
 
 router = APIRouter()
 ROUTES = (
-    ("POST", "/v1/jobs/{job_id}/scale"),
     ("GET", "/v1/datasets/{dataset}/preview"),
     ("POST", "/v1/models/{name}/invocations"),
     ("GET", "/v2"),

@@ -41,7 +41,7 @@ def test_every_command_and_option_stands_in_the_docs(path: str, command: click.C
 
 def test_commands_of_later_parts_are_named() -> None:
     text = (DOCS / "cli.md").read_text()
-    for name in ("jobs scale", "models rollback", "models export", "replay", "verify", "keys"):
+    for name in ("models rollback", "models export", "replay", "verify", "keys"):
         assert f"`{name}`" in text
 
 

@@ -84,6 +84,9 @@ class SimulatedHandle:
     def pause(self) -> None:
         self._send("paused")
 
+    def scale(self, workers: int) -> None:
+        self._reach()  # the result is the same for any number of them
+
     def _reach(self) -> None:
         if self.controller.world.trouble_with(0.03):
             self.trainer.alive = False  # it did not answer in time, so it is killed

@@ -164,6 +164,21 @@ def test_pause_and_resume_can_be_repeated(api: Api) -> None:
         error(api.client.post(f"/v1/jobs/job_none/{verb}"), 404, "not_found")
 
 
+def test_a_job_is_scaled_until_it_has_ended(api: Api) -> None:
+    job = submit(api).json()["id"]
+    for _ in range(2):
+        answer = api.client.post(f"/v1/jobs/{job}/scale", json={"workers": 3})
+        assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+    assert api.store.get_job(job).workers_requested == 3
+    messages = [event.message for event in api.store.events_after(job, 0, 99)]
+    assert messages.count("asked for 3 workers") == 1
+    for body in ({}, {"workers": 0}, {"workers": "two"}, {"workers": True}, {"workers": 10_000}):
+        assert error(api.client.post(f"/v1/jobs/{job}/scale", json=body), 422, "invalid_spec")["param"] == "workers"
+    api.client.post(f"/v1/jobs/{job}/cancel")
+    error(api.client.post(f"/v1/jobs/{job}/scale", json={"workers": 2}), 409, "invalid_transition")
+    error(api.client.post("/v1/jobs/job_none/scale", json={"workers": 2}), 404, "not_found")
+
+
 def test_a_full_queue_refuses_with_a_time_to_come_back(
     tmp_path_factory: pytest.TempPathFactory, empty_database: Path
 ) -> None:
@@ -201,9 +216,7 @@ def test_metrics_are_series_against_steps(api: Api) -> None:
 
 
 def test_what_is_not_there_yet_says_so(api: Api) -> None:
-    job = submit(api).json()["id"]
-    for method, path in (("POST", "scale"),):
-        error(api.client.request(method, f"/v1/jobs/{job}/{path}"), 501, "not_supported_yet")
+    error(api.client.get("/metrics"), 501, "not_supported_yet")
     error(api.client.get("/v1/nothing"), 404, "not_found")
     error(api.client.put("/v1/jobs"), 405, "method_not_allowed")
 

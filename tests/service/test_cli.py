@@ -69,6 +69,7 @@ def test_a_job_is_submitted_shown_and_cancelled(call: Call, prices: Path, spec: 
     assert json.loads(call("jobs", "pause", job["id"], "--json").output)["status"] == "paused"
     assert "is queued" in call("jobs", "resume", job["id"]).output
     assert json.loads(call("jobs", "resume", job["id"], "--json").output)["status"] == "queued"
+    assert "goes on with 3 workers" in call("jobs", "scale", job["id"], "3").output
     assert json.loads(call("jobs", "cancel", job["id"], "--json").output)["status"] == "cancelled"
     watched = call("jobs", "watch", job["id"])
     assert watched.exit_code == 1, "a job that did not succeed"

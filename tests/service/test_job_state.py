@@ -19,6 +19,7 @@ from service.job_events import (
     RegistrationBegins,
     Renew,
     Resume,
+    Scale,
     TakeOver,
     Tell,
     TrainerEnded,
@@ -53,6 +54,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Cancel, times),
     st.builds(Pause, times),
     st.builds(Resume, times),
+    st.builds(Scale, times, st.integers(1, 9)),
     st.builds(Claim, times, st.sampled_from(["one", "two"]), st.floats(0, 50)),
     st.builds(Renew, times, st.sampled_from(["one", "two"]), st.floats(0, 50)),
     st.builds(TakeOver, times),
@@ -248,3 +250,14 @@ def test_events_are_data_that_says_what_happened() -> None:
     told: Any = step(RUNNING_JOB, End(5.0, 3, FAILED, ERROR))[1][0]
     assert (told.event.level, told.event.message) == ("error", "broken")
     assert told.event.data == {"status": FAILED, "error": ERROR}
+
+
+def test_the_workers_asked_for_last_are_the_trainers_until_nothing_is_left_to_train() -> None:
+    queued = after(QUEUED_JOB, Scale(1.0, 3))
+    assert (queued.status, queued.workers_requested) == (QUEUED, 3)
+    running = after(after(RUNNING_JOB, Scale(1.0, 3)), Scale(2.0, 2))
+    assert deeds(running, TrainerRuns(3.0, 3)) == [Do.SCALE]
+    assert deeds(after(running, Pause(3.0)), TrainerRuns(4.0, 3)) == [Do.PAUSE]
+    assert step(running, Scale(5.0, 2)) == (running, ())
+    with pytest.raises(InvalidTransition):
+        step(TRAINED_JOB, Scale(6.0, 2))

@@ -1,0 +1,40 @@
+"""A job that is scaled while it trains, by request: other workers, the same weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.local_service import LocalService
+
+pytestmark = pytest.mark.system
+
+SPEC: dict[str, Any] = {
+    "dataset": "points",
+    "target": "kind",
+    "network": {"hidden": [32]},
+    "optimizer": {"name": "sgd", "momentum": 0.9},
+    "training": {"epochs": 1000, "batch_size": 64, "early_stopping": None, "log_every_steps": 1000},
+    "distribution": {"workers": 1, "shards": 4},
+    "model": None,
+}
+
+
+def test_a_job_goes_on_with_the_workers_that_are_asked_for(tmp_path: Path, new_service: Any, table: Path) -> None:
+    with LocalService(tmp_path / "home") as local:
+        local.wait_until_ready()
+        service = new_service(local)
+        client = service.client
+        client.datasets.upload(table, name="points")
+        undisturbed = client.jobs.submit(SPEC)["id"]
+        scaled = client.jobs.submit(SPEC)["id"]
+        for workers in (3, 2):
+            client.jobs.scale(scaled, workers)
+            service.job(scaled, lambda job, wanted=workers: job["progress"]["workers"] == wanted)
+        found = [service.job(job_id, service.ended) for job_id in (undisturbed, scaled)]
+        events = [event["message"] for event in client.jobs.events_page(scaled, limit=100)["data"]]
+        client.close()
+    assert [job["status"] for job in found] == ["succeeded"] * 2
+    assert found[0]["result"]["weights_sha256"] == found[1]["result"]["weights_sha256"]
+    assert "asked for 3 workers" in events
+    assert any(message.startswith("scaled from 3 to 2 workers") for message in events), events
