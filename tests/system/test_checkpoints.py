@@ -1,0 +1,216 @@
+"""Jobs that go on from their checkpoints, in a whole service whose processes are killed.
+
+What must hold each time: the weights and every metric point of the undisturbed job, and one version of the model.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.local_service import LocalService
+from worker.checkpoint_store import CheckpointStore
+
+pytestmark = pytest.mark.system
+
+SPEC: dict[str, Any] = {
+    "dataset": "points",
+    "target": "kind",
+    # Long enough for some checkpoints, and for a fault after them.
+    "training": {
+        "epochs": 400,
+        "batch_size": 128,
+        "early_stopping": {"patience": 300},
+        "log_every_steps": 40,
+        "checkpoint_every_seconds": 1,
+    },
+    "network": {"dropout": 0.1},
+    "distribution": {"workers": 2, "shards": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
+    with LocalService(tmp_path_factory.mktemp("home")) as local:
+        local.wait_until_ready()
+        service = new_service(local)
+        service.client.datasets.upload(table, name="points")
+        yield service
+        service.client.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(running: Any) -> dict[str, Any]:
+    """What every job of SPEC must come to."""
+    return outcome(running, submitted(running))
+
+
+def submitted(running: Any, **changes: Any) -> str:
+    return str(running.client.jobs.submit({**SPEC, **changes})["id"])
+
+
+def outcome(running: Any, job_id: str, seconds: float = 120) -> dict[str, Any]:
+    """The weights and the series of a job, which has succeeded within `seconds` and has one version."""
+    job = running.job(job_id, running.ended, seconds)
+    assert job["status"] == "succeeded", job["error"]
+    versions = running.client.models.show("points")["versions"]
+    assert [each["version"] for each in versions if each["job_id"] == job_id] == [job["model"]["version"]]
+    result = {name: job["result"][name] for name in ("weights_sha256", "model_sha256", "best_epoch", "steps")}
+    return result | {"series": running.client.jobs.metrics(job_id)["series"]}
+
+
+def steps_kept(running: Any, job_id: str) -> list[int]:
+    """Newest first."""
+    return [each["step"] for each in running.client.jobs.checkpoints(job_id)["data"]]
+
+
+def messages(running: Any, job_id: str, kind: str) -> list[str]:
+    return [e["message"] for e in running.client.jobs.events_page(job_id, limit=1000)["data"] if e["type"] == kind]
+
+
+def resumed_at(running: Any, job_id: str) -> list[int]:
+    """The steps that attempts of the job went on from."""
+    begins = "goes on from the checkpoint of step "
+    return [int(m.removeprefix(begins)) for m in messages(running, job_id, "checkpoint") if m.startswith(begins)]
+
+
+def pause(running: Any, job_id: str) -> None:
+    """In training, some steps after what it began with."""
+    began = max(resumed_at(running, job_id), default=0)
+    running.job(job_id, lambda job: running.step(job) > began + 50)
+    running.client.jobs.pause(job_id)
+    running.job(job_id, lambda job: job["status"] == "paused")
+
+
+def resume(running: Any, job_id: str) -> None:
+    """Until it is in training again."""
+    before = len(resumed_at(running, job_id))
+    running.client.jobs.resume(job_id)
+    running.wait_for(lambda: len(resumed_at(running, job_id)) > before, 60, "the job going on")
+
+
+def with_two_checkpoints(running: Any) -> str:
+    """A job in training that was paused twice."""
+    job_id = submitted(running)
+    for _ in range(2):
+        pause(running, job_id)
+        resume(running, job_id)
+    return job_id
+
+
+def kill_trainer(running: Any) -> None:
+    trainers = running.processes("TrainerHost")
+    assert trainers
+    for pid in trainers:
+        os.kill(pid, signal.SIGKILL)
+
+
+def damage(folder: Path, how: str) -> None:
+    path = folder / "arrays.safetensors"
+    if how == "deleted":
+        path.unlink()
+    elif how == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif how == "zeroed":
+        path.write_bytes(bytes(path.stat().st_size))
+    else:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+
+
+def test_a_killed_trainer_costs_the_steps_since_the_checkpoint(running: Any, undisturbed: dict[str, Any]) -> None:
+    job_id = submitted(running)
+    running.wait_for(lambda: steps_kept(running, job_id), 60, "a checkpoint")
+    known = steps_kept(running, job_id)[0]
+    kill_trainer(running)
+    assert outcome(running, job_id) == undisturbed
+    (step,) = resumed_at(running, job_id)
+    assert step >= known > 0
+    assert len(messages(running, job_id, "fault")) == 1
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "zeroed", "deleted"])
+def test_a_broken_checkpoint_is_set_aside_for_the_one_before(
+    running: Any, undisturbed: dict[str, Any], how: str
+) -> None:
+    job_id = with_two_checkpoints(running)
+    with running.stopped("controller"):  # so that nobody starts the job again meanwhile
+        kill_trainer(running)
+        newest, before = steps_kept(running, job_id)[:2]
+        damage(running.local.home / "checkpoints" / job_id / f"step-{newest}", how)
+    assert outcome(running, job_id) == undisturbed
+    assert resumed_at(running, job_id)[2:] == [before]
+    assert any(m.startswith(f"the checkpoint of step {newest} is broken (") for m in messages(running, job_id, "fault"))
+
+
+def test_where_every_checkpoint_is_broken_the_job_starts_over_and_says_so(
+    running: Any, undisturbed: dict[str, Any]
+) -> None:
+    job_id = with_two_checkpoints(running)
+    with running.stopped("controller"):
+        kill_trainer(running)
+        for step in steps_kept(running, job_id):
+            damage(running.local.home / "checkpoints" / job_id / f"step-{step}", "flipped")
+    assert outcome(running, job_id) == undisturbed
+    assert len(resumed_at(running, job_id)) == 2  # after the pauses
+    assert "no checkpoint is whole: the job starts again from step 0" in messages(running, job_id, "fault")
+
+
+def test_a_paused_job_goes_on_where_it_was(running: Any, undisturbed: dict[str, Any]) -> None:
+    job_id = submitted(running)
+    pause(running, job_id)
+    step = steps_kept(running, job_id)[0]
+    assert running.client.jobs.show(job_id)["progress"]["step"] == step
+    running.client.jobs.resume(job_id)
+    assert outcome(running, job_id) == undisturbed
+    assert resumed_at(running, job_id) == [step]
+
+
+def test_so_does_one_that_exchanges_objects(running: Any) -> None:
+    """max_norm goes across blocks: parameters and state are those of an aggregator."""
+    changes = {
+        "optimizer": {"name": "adam", "max_norm": 2.0},
+        "training": {**SPEC["training"], "epochs": 40, "early_stopping": {"patience": 30}},
+    }
+    wanted = outcome(running, submitted(running, **changes))
+    job_id = submitted(running, **changes)
+    pause(running, job_id)
+    step = steps_kept(running, job_id)[0]
+    running.client.jobs.resume(job_id)
+    assert outcome(running, job_id) == wanted
+    assert resumed_at(running, job_id) == [step]
+
+
+def test_after_the_end_of_everything_jobs_go_on(running: Any, undisturbed: dict[str, Any], new_service: Any) -> None:
+    """The service is killed, and started again on the same home; what follows has that one."""
+    waiting = submitted(running)
+    pause(running, waiting)
+    at_work = with_two_checkpoints(running)
+    known = steps_kept(running, at_work)[0]
+    running.local.send(signal.SIGKILL)
+    running.local.wait()
+    running.local.start()
+    again = new_service(running.local)
+    assert outcome(again, at_work, 240) == undisturbed  # Ray and MLflow start meanwhile
+    assert resumed_at(again, at_work)[2] >= known
+    assert again.client.jobs.show(waiting)["status"] == "paused"
+    again.client.jobs.resume(waiting)
+    assert outcome(again, waiting) == undisturbed
+    assert len(resumed_at(again, waiting)) == 1
+    again.client.close()
+
+
+def test_a_service_that_ends_in_order_saves_what_there_is(running: Any, new_service: Any) -> None:
+    """The last test of the module."""
+    service = new_service(running.local)
+    running.local.wait_until_ready()
+    job_id = submitted(service, training={**SPEC["training"], "epochs": 100_000, "checkpoint_every_seconds": 86_400})
+    step = service.step(service.job(job_id, lambda job: service.step(job) > 100))
+    service.client.close()
+    assert running.local.end() == 0
+    (kept,) = CheckpointStore(running.local.home / "checkpoints" / job_id).list()
+    assert kept.step >= step
