@@ -1,13 +1,14 @@
-"""The spec of examples/mnist.yaml is one that the service takes, with MNIST's own test rows as its test rows."""
+"""The specs for MNIST are such as the service takes, with MNIST's own test rows as their test rows."""
 
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 from service.resolve import Limits, resolve
 from service.schemas import JobSpec
 
-SPEC = Path(__file__).resolve().parents[2] / "examples" / "mnist.yaml"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def dataset():
@@ -18,10 +19,12 @@ def dataset():
     return {"id": "ds_1", "name": "mnist", "rows": 70000, "columns": [row, label, *pixels]}
 
 
-def test_mnist_spec():
-    spec = JobSpec.model_validate(YAML(typ="safe").load(SPEC))
+@pytest.mark.parametrize(("name", "hidden"), [("mnist", (256, 128)), ("mnist_best", (1024, 1024))])
+def test_mnist_spec(name, hidden):
+    spec = JobSpec.model_validate(YAML(typ="safe").load(EXAMPLES / f"{name}.yaml"))
     plan = resolve(spec, dataset(), Limits(max_parameters=10**9, worker_slots=16)).plan
     assert plan["rows"] == {"train": 60000, "validation": 0, "test": 10000}
-    assert plan["parameters"] == 784 * 256 + 256 + 256 * 128 + 128 + 128 * 10 + 10
+    first, second = hidden
+    assert plan["parameters"] == 785 * first + (first + 1) * second + (second + 1) * 10
     assert plan["spec"]["task"] == "classification"
     assert plan["spec"]["features"] == [f"pixel{k}" for k in range(784)]
