@@ -30,6 +30,12 @@ NEEDS_FUTEX = pytest.mark.skipif(not futex.SUPPORTED, reason="words in shared me
 JOBS: dict[str, dict[str, Any]] = {
     "momentum": {"optimizer": OptimizerSpec("sgd", 0.05, momentum=0.9)},
     "adam": {"optimizer": OptimizerSpec("adam", 0.03)},
+    "local steps": {  # five rounds an epoch, as the others have steps
+        "optimizer": OptimizerSpec("sgd", 0.05, momentum=0.9),
+        "batch_size": 8,
+        "local_steps": 4,
+        "outer": "nesterov",
+    },
 }
 
 

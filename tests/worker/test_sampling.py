@@ -1,6 +1,7 @@
 """Which rows are behind which step: every row once an epoch, whatever the numbers."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,22 @@ def test_every_row_is_used_exactly_once_an_epoch_in_batches_of_the_exact_size(sa
     used = np.concatenate([rows for parts in batches for rows in parts])
     assert sorted(used.tolist()) == list(range(sampling.rows))
     assert used.dtype == np.int64
+
+
+@given(samplings, st.integers(1, 40), st.integers(1, 3))
+def test_a_round_has_the_rows_of_its_minibatches(sampling: Sampling, local_steps: int, epoch: int) -> None:
+    """In their order, and an epoch's last round is the only shorter one."""
+    rounds = replace(sampling, local_steps=local_steps)
+    first, before = (epoch - 1) * rounds.steps_per_epoch + 1, (epoch - 1) * sampling.steps_per_epoch
+    for step in range(first, first + rounds.steps_per_epoch):
+        assert (rounds.epoch_of(step), rounds.minibatches_before(step)) == (epoch, before)
+        count = min(local_steps, epoch * sampling.steps_per_epoch - before)
+        assert count == local_steps or step == first + rounds.steps_per_epoch - 1
+        minibatches = [batch(sampling, number) for number in range(before + 1, before + count + 1)]
+        for shard, rows in enumerate(batch(rounds, step)):
+            assert rows.tolist() == np.concatenate([parts[shard] for parts in minibatches]).tolist()
+        before += count
+    assert before == epoch * sampling.steps_per_epoch
 
 
 @given(samplings)
