@@ -21,7 +21,7 @@ Json = dict[str, Any]
 Series = Mapping[str, list[tuple[int, float]]]  # points (step, value) by the series' name, in the order of steps
 
 SHARED_MEMORY = Path("/dev/shm")
-SEGMENT = "memfd:fallline"  # what the segment of a job is called in /proc/PID/fd and /proc/PID/maps
+SEGMENT = "memfd:fallline"  # what the segment of a job is called in /proc/PID/fd
 _POINTS, _VERSIONS = 25_000, 1_000  # of one answer of MLflow's
 
 
@@ -47,7 +47,7 @@ class Picture:
     worker_slots: int
     processes: Mapping[int, str]  # all below the supervisor
     escaped: Mapping[int, str]  # those that were below it and live on elsewhere
-    segments: frozenset[int]  # pids that hold a job's shared memory
+    segments: frozenset[int]  # pids that have a job's shared memory open
     files: frozenset[str]  # of ours in /dev/shm
 
 
@@ -90,11 +90,9 @@ def started(pid: int) -> str:
 
 
 def holds_segment(pid: int) -> bool:
-    """Whether the process has a job's shared memory open or mapped."""
+    """Whether the process has a job's shared memory open, or mapped: a mapping of Python's keeps a descriptor."""
     try:
-        if SEGMENT in Path(f"/proc/{pid}/maps").read_text():
-            return True
-        return any(SEGMENT in os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd"))
+        return any(SEGMENT in os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd"))
     except (FileNotFoundError, ProcessLookupError):
         return False  # it, or a descriptor of it, has just ended
 
