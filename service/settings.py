@@ -22,7 +22,7 @@ class Setting:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("FALLLINE_HOME", "~/.fallline", "folder of the database, datasets, artifacts and logs"),
+    Setting("FALLLINE_HOME", "~/.fallline", "folder of the database, datasets, checkpoints, artifacts and logs"),
     Setting("FALLLINE_HOST", "127.0.0.1", "address that the API binds; a loopback address"),
     Setting("FALLLINE_PORT", "8000", "port of the API; 0 takes a free one"),
     Setting("FALLLINE_ALLOWED_HOSTS", "", "further host names, separated by commas, by which the API may be called"),
