@@ -2,8 +2,8 @@
 
 Usage: python -m benchmarks [SECTION ...] [--mnist FOLDER] [--rounds N] [--seconds S] [--clock wall|process]
 
-Sections: engine, distribution, peers, time, mnist; all of them, unless some are named. accuracy, a table of its own,
-runs only when it is named.
+Sections: engine, distribution, peers, time, mnist, local; all of them, unless some are named. accuracy, a table of its
+own, runs only when it is named.
 """
 
 import argparse
@@ -22,6 +22,7 @@ SECTIONS = {
     "peers": "two_cores",
     "time": "latency",
     "mnist": "mnist",
+    "local": "local_rounds",
 }
 # Modules with a `main` that prints a table of its own.
 TABLES = ("accuracy",)
