@@ -61,10 +61,10 @@ def seconds_until_committed(kills: Iterable[Kill], mlflow: str, run_id: str) -> 
 
 
 def summary(name: str, seconds: list[float]) -> str:
-    """`name 0.31 s (median), 0.82 s at most, of 200`"""
+    """`name after 0.31 s (median), 0.82 s at most, of 200`"""
     if not seconds:
-        return f"{name}: not measured"
-    return f"{name} {median(seconds):.2f} s (median), {max(seconds):.2f} s at most, of {len(seconds)}"
+        return f"{name} not measured"
+    return f"{name} after {median(seconds):.2f} s (median), {max(seconds):.2f} s at most, of {len(seconds)}"
 
 
 def _kill_one(running: Any, job_id: str, draw: random.Random) -> float | None:

@@ -3,7 +3,6 @@
 Data alone; `invariants` says what is wrong with it.
 """
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,7 +20,6 @@ Json = dict[str, Any]
 Series = Mapping[str, list[tuple[int, float]]]  # points (step, value) by the series' name, in the order of steps
 
 SHARED_MEMORY = Path("/dev/shm")
-SEGMENT = "memfd:fallline"  # what the segment of a job is called in /proc/PID/fd
 _POINTS, _VERSIONS = 25_000, 1_000  # of one answer of MLflow's
 
 
@@ -47,7 +45,6 @@ class Picture:
     worker_slots: int
     processes: Mapping[int, str]  # all below the supervisor
     escaped: Mapping[int, str]  # those that were below it and live on elsewhere
-    segments: frozenset[int]  # pids that have a job's shared memory open
     files: frozenset[str]  # of ours in /dev/shm
 
 
@@ -89,14 +86,6 @@ def started(pid: int) -> str:
     return stat[stat.rindex(b")") + 2 :].split()[19].decode()
 
 
-def holds_segment(pid: int) -> bool:
-    """Whether the process has a job's shared memory open, or mapped: a mapping of Python's keeps a descriptor."""
-    try:
-        return any(SEGMENT in os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd"))
-    except (FileNotFoundError, ProcessLookupError):
-        return False  # it, or a descriptor of it, has just ended
-
-
 def take(
     running: Any, family: Family, acknowledged: Collection[str], thorough: Collection[str], worker_slots: int
 ) -> Picture:
@@ -106,15 +95,13 @@ def take(
     with httpx.Client(base_url=f"{running.local.endpoints['mlflow']}/api/2.0/mlflow", timeout=30) as mlflow:
         for job_id in jobs.keys() & set(thorough):
             jobs[job_id] = _thorough(running, mlflow, jobs[job_id])
-    processes = family.look()
     return Picture(
         taken_at=time.time(),
         acknowledged=frozenset(acknowledged),
         jobs=jobs,
         worker_slots=worker_slots,
-        processes=processes,
+        processes=family.look(),
         escaped=family.escaped(),
-        segments=frozenset(pid for pid in processes if holds_segment(pid)),
         files=frozenset(path.name for path in SHARED_MEMORY.glob("fallline-*")),
     )
 

@@ -40,7 +40,6 @@ def picture(*jobs: JobPicture, **changes: Any) -> Picture:
         worker_slots=2,
         processes={10: "ray::TrainerHost", 11: "ray::GradientWorker", 12: "ray::GradientWorker"},
         escaped={},
-        segments=frozenset(),
         files=frozenset(),
     )
     return replace(whole, **changes)
@@ -75,7 +74,7 @@ def with_series(where: str, name: str, points: list[tuple[int, float]] | None) -
 def test_a_sound_picture_is_sound() -> None:
     assert violations(picture(), sound_job()) == []
     at_work = {11: "ray::GradientWorker.take_seat", 10: "ray::TrainerHost"}
-    busy = picture(running(NOW + 1), processes=at_work, segments=frozenset({10, 11}))
+    busy = picture(running(NOW + 1), processes=at_work)
     assert violations(busy) == []
     assert violations(picture(JobPicture({"id": "job_1", "status": "queued"}))) == []
     unregistered = replace(changed(spec__model=None, model=None), listed_versions=(), tracked_versions=())
@@ -150,10 +149,6 @@ BROKEN = {
     "a worker at work for nobody": (
         picture(processes={11: "ray::GradientWorker.take_seat"}),
         "I6: no job runs, and process 11 is at work: ray::GradientWorker.take_seat",
-    ),
-    "memory that is held": (
-        picture(segments=frozenset({10})),
-        "I6: no job runs, and process 10 holds a job's memory: ray::TrainerHost",
     ),
     "no lease": (picture(running(None)), "I7: job_1 runs without a lease"),
     "an old lease": (picture(running(NOW - 2)), "I7: job_1 runs under a lease that ended 2.0 s ago"),

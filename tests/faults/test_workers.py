@@ -78,17 +78,17 @@ def test_workers_killed_at_random_moments_cost_no_bit_and_no_step(
         workers = random.Random(seed).randint(2, 4)
         job_id = running.submit(on(spec, workers))
         killed = kill_workers(running, job_id, seed, min(share, kills - len(lost)), is_patient=all_faults)
-        log.info("seed %d: %d of %d workers' kills in %s", seed, len(killed), share, job_id)
         job = succeeded(running, job_id, undisturbed)
         told = [name for event in running.faults(job_id) for name in event["data"]["workers"]]
         assert len(told) == len(set(told)) == job["result"]["worker_failures"] >= len(killed), f"seed {seed}"
-        lost += killed
-        went_on += seconds_until_committed(killed, running.local.endpoints["mlflow"], job["mlflow"]["run_id"])
-        full += [kill.full_s for kill in killed if kill.full_s is not None]
+        committed = seconds_until_committed(killed, running.local.endpoints["mlflow"], job["mlflow"]["run_id"])
+        complete = [kill.full_s for kill in killed if kill.full_s is not None]
+        log.info("%s", summary(f"seed {seed}: {len(killed)} of {workers} workers killed; the next step", committed))
+        log.info("%s; load %.1f", summary(f"seed {seed}: full strength", complete), os.getloadavg()[0])
+        lost, went_on, full = [*lost, *killed], [*went_on, *committed], [*full, *complete]
     assert seed - SEED + 1 >= least_jobs
-    log.info("%s", summary(f"{len(lost)} kills over {seed - SEED + 1} jobs: the next step after", went_on))
-    log.info("%s", summary("full strength after", full))
-    log.info("load average %s on %s cores", os.getloadavg(), os.cpu_count())
+    log.info("%s", summary(f"{len(lost)} kills over {seed - SEED + 1} jobs: the next step", went_on))
+    log.info("%s; %d cores", summary("full strength", full), os.cpu_count())
 
 
 def test_a_worker_that_is_stopped_for_a_while_changes_nothing(
