@@ -67,6 +67,11 @@ def steps_kept(running: Any, job_id: str) -> list[int]:
     return [each["step"] for each in running.client.jobs.checkpoints(job_id)["data"]]
 
 
+def steps_on_disk(folder: Path) -> list[int]:
+    """Newest first. While the controller is stopped nobody asks the API: it may have been stopped in a transaction."""
+    return [each.step for each in CheckpointStore(folder).list()]
+
+
 def messages(running: Any, job_id: str, kind: str) -> list[str]:
     return [e["message"] for e in running.client.jobs.events_page(job_id, limit=1000)["data"] if e["type"] == kind]
 
@@ -140,8 +145,9 @@ def test_a_broken_checkpoint_is_set_aside_for_the_one_before(
     job_id = with_two_checkpoints(running)
     with running.stopped("controller"):  # so that nobody starts the job again meanwhile
         kill_trainer(running)
-        newest, before = steps_kept(running, job_id)[:2]
-        damage(running.local.home / "checkpoints" / job_id / f"step-{newest}", how)
+        folder = running.local.home / "checkpoints" / job_id
+        newest, before = steps_on_disk(folder)[:2]
+        damage(folder / f"step-{newest}", how)
     assert outcome(running, job_id) == undisturbed
     assert resumed_at(running, job_id)[2:] == [before]
     assert any(m.startswith(f"the checkpoint of step {newest} is broken (") for m in messages(running, job_id, "fault"))
@@ -153,8 +159,9 @@ def test_where_every_checkpoint_is_broken_the_job_starts_over_and_says_so(
     job_id = with_two_checkpoints(running)
     with running.stopped("controller"):
         kill_trainer(running)
-        for step in steps_kept(running, job_id):
-            damage(running.local.home / "checkpoints" / job_id / f"step-{step}", "flipped")
+        folder = running.local.home / "checkpoints" / job_id
+        for step in steps_on_disk(folder):
+            damage(folder / f"step-{step}", "flipped")
     assert outcome(running, job_id) == undisturbed
     assert len(resumed_at(running, job_id)) == 2  # after the pauses
     assert "no checkpoint is whole: the job starts again from step 0" in messages(running, job_id, "fault")
