@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: demo serve test check bench lock format clean
+.PHONY: demo serve test faults check bench lock format clean
 
 demo: $(READY)
 	$(BIN)/fallline demo
@@ -16,6 +16,14 @@ serve: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest
+
+# Every fault that is made for real, one by one; `make test` has a quick part of them. The first line alone takes the
+# switch: the service refuses variables that it does not know.
+faults: $(READY)
+	FALLLINE_FAULTS=all $(BIN)/pytest --verbose --log-cli-level=INFO tests/faults
+	$(BIN)/pytest --verbose tests/system/test_controller.py tests/system/test_supervisor.py \
+		tests/system/test_checkpoints.py tests/system/test_cluster.py
+	FALLLINE_SIMULATED_WORLDS=10000 $(BIN)/pytest --verbose tests/service/test_simulated_world.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

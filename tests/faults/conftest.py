@@ -46,6 +46,10 @@ class Watched(Service):
             found, more = found + page["data"], page["has_more"]
         return [event for event in found if event["type"] == "fault"]
 
+    def losses(self, job_id: str, after: int = 0) -> list[Job]:
+        """Those of them that tell of workers that were lost in a step."""
+        return [event for event in self.faults(job_id, after) if "workers" in event["data"]]
+
     def check(self, *job_ids: str, undisturbed: JobPicture | None = None) -> Picture:
         """All invariants, with all that is known of these jobs."""
         return check(lambda: take(self, self.family, self.acknowledged, job_ids, WORKER_SLOTS), undisturbed)

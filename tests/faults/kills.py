@@ -87,10 +87,10 @@ def _told_of(running: Any, job_id: str, told: int) -> Json | None:
     """The event of the kill, which comes after event number `told`; None: the job has ended without any."""
 
     def is_told() -> bool:
-        return bool(running.faults(job_id, told)) or running.ended(running.client.jobs.show(job_id))
+        return bool(running.losses(job_id, told)) or running.ended(running.client.jobs.show(job_id))
 
     running.wait_for(is_told, PATIENCE_S, f"a word of {job_id} about the killed worker")
-    return next(iter(running.faults(job_id, told)), None)
+    return next(iter(running.losses(job_id, told)), None)
 
 
 def _gone_on(running: Any, job_id: str, at: float, step: int, is_patient: bool) -> Kill:

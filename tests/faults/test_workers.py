@@ -79,7 +79,7 @@ def test_workers_killed_at_random_moments_cost_no_bit_and_no_step(
         job_id = running.submit(on(spec, workers))
         killed = kill_workers(running, job_id, seed, min(share, kills - len(lost)), is_patient=all_faults)
         job = succeeded(running, job_id, undisturbed)
-        told = [name for event in running.faults(job_id) for name in event["data"]["workers"]]
+        told = [name for event in running.losses(job_id) for name in event["data"]["workers"]]
         assert len(told) == len(set(told)) == job["result"]["worker_failures"] >= len(killed), f"seed {seed}"
         committed = seconds_until_committed(killed, running.local.endpoints["mlflow"], job["mlflow"]["run_id"])
         complete = [kill.full_s for kill in killed if kill.full_s is not None]
