@@ -83,7 +83,7 @@ def test_workers_killed_at_random_moments_cost_no_bit_and_no_step(
         assert len(told) == len(set(told)) == job["result"]["worker_failures"] >= len(killed), f"seed {seed}"
         committed = seconds_until_committed(killed, running.local.endpoints["mlflow"], job["mlflow"]["run_id"])
         complete = [kill.full_s for kill in killed if kill.full_s is not None]
-        log.info("%s", summary(f"seed {seed}: {len(killed)} of {workers} workers killed; the next step", committed))
+        log.info("%s", summary(f"seed {seed}: {len(killed)} kills among {workers} workers: the next step", committed))
         log.info("%s; load %.1f", summary(f"seed {seed}: full strength", complete), os.getloadavg()[0])
         lost, went_on, full = [*lost, *killed], [*went_on, *committed], [*full, *complete]
     assert seed - SEED + 1 >= least_jobs
