@@ -17,6 +17,11 @@ from .specification import Specification, require_choice, require_flag, require_
 
 Vector = NDArray[Any]
 
+# Joins every mean of gradients. Where the gradient stays zero, of a pixel that is never inked, such a mean would sink
+# into the subnormal numbers and stay there; each costs a processor a hundred ordinary ones: with momentum on MNIST a
+# step took half as long again after two epochs. No weight that is above 1e-16 can tell it from zero.
+_FLOOR = 1e-25
+
 
 @dataclass(frozen=True)
 class OptimizerSpec(Specification):
@@ -116,6 +121,7 @@ class SGD(Optimizer):
             (v,) = new
             np.multiply(old[0], spec.momentum, out=v)
             np.add(v, g, out=v)
+            np.add(v, _FLOOR, out=v)
             if spec.nesterov:
                 np.multiply(v, spec.momentum, out=scratch)
                 np.add(g, scratch, out=g)
@@ -181,6 +187,7 @@ class Adam(Optimizer):
         np.multiply(g, 1 - spec.beta1, out=scratch)
         np.multiply(old[0], spec.beta1, out=m)
         np.add(m, scratch, out=m)
+        np.add(m, _FLOOR, out=m)
         np.multiply(g, g, out=g)
         np.multiply(g, 1 - spec.beta2, out=g)
         np.multiply(old[1], spec.beta2, out=s)

@@ -153,3 +153,16 @@ def test_plain_sgd_may_write_over_its_parameters_or_over_the_gradient(over):
     out = parameters if over == "parameters" else gradient
     optimizer.update(1, 0.1, parameters, gradient, (), out, ())
     assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("spec", [OptimizerSpec("sgd", 0.1, momentum=0.9), OptimizerSpec("adamw", 1e-3)], ids=identity)
+def test_means_of_a_gradient_that_stays_zero_do_not_become_subnormal(spec):
+    optimizer, size = make_optimizer(spec), 8
+    now = [np.full(size, 0.5, np.float32), *(np.zeros(size, np.float32) for _ in range(optimizer.state_vectors))]
+    after = [np.empty_like(vector) for vector in now]
+    for step in range(1, 2001):
+        gradient = np.full(size, 1.0 if step == 1 else 0.0, np.float32)
+        optimizer.update(step, 1e-3, now[0], gradient, now[1:], after[0], after[1:])
+        now, after = after, now
+    for vector in now:
+        assert (np.abs(vector) >= np.finfo(np.float32).tiny).all()
