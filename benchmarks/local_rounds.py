@@ -1,7 +1,7 @@
 """Local steps on MNIST: what they spare of the exchanged bytes, and what they cost in accuracy, over five seeds.
 
-The network of examples/mnist.yaml by minibatches of 128, in this process: who computes a shard changes no bit of it. Bytes are those that a
-shard writes into its slot and reads of the parameters, once a committed step each.
+The network of examples/mnist.yaml by minibatches of 128, in this process: who computes a shard changes no bit of it.
+Bytes are those that a shard writes into its slot and reads of the parameters, once a committed step each.
 """
 
 import statistics
