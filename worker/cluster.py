@@ -5,6 +5,7 @@ they outlive the controller and are found again by name; they are made ahead of 
 (`worker.pool`). The plain classes they wrap know nothing of it.
 """
 
+import gc
 import logging
 import os
 import time
@@ -178,9 +179,10 @@ class TrainerHost:
         return self._run.job_id, self._run.attempt, crew
 
     def reset(self) -> None:
-        """Forget the job, which has ended."""
+        """Forget the job, which has ended, and give its memory back."""
         self._run = self._crew = self._transport = None
         self._workers = []
+        gc.collect()  # a failure's traceback refers to itself, and to the job's segment
 
     def _abandon(self) -> None:
         """The job ends without an outcome: end the crew, and this process with it."""

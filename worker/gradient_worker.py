@@ -1,5 +1,6 @@
 """A worker: gradients and metric sums of whichever data shards it is given; it knows nothing of the others."""
 
+import gc
 import os
 from typing import Any
 
@@ -69,6 +70,7 @@ class GradientWorker:
     def detach(self) -> None:
         """Forget the job, give its memory back, and be nobody's: all at once, another thread may `hold` it."""
         self.__dict__ = {"_plan": None, "holder": ""}
+        gc.collect()  # an actor's frames refer to themselves: idle, it would keep its last job's segment mapped
 
     def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
         """Overwrite `gradient` (P,) with the gradient of the summed, weighted loss over the shard's rows of `step`.

@@ -1,4 +1,4 @@
-"""A job that is scaled while it trains, by request: other workers, the same weights."""
+"""A job that is scaled while it trains, by request: other workers, the same weights, and nothing left behind."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,16 @@ SPEC: dict[str, Any] = {
     "target": "kind",
     "network": {"hidden": [32]},
     "optimizer": {"name": "sgd", "momentum": 0.9},
-    "training": {"epochs": 1000, "batch_size": 64, "early_stopping": None, "log_every_steps": 1000},
+    "training": {"epochs": 600, "batch_size": 64, "early_stopping": None, "log_every_steps": 1000},
     "distribution": {"workers": 1, "shards": 4},
     "model": None,
 }
+
+
+def holders(service: Any) -> list[int]:
+    """The workers that have a job's segment mapped."""
+    workers = service.processes("GradientWorker")
+    return [pid for pid in workers if "fallline-segment" in Path(f"/proc/{pid}/maps").read_text()]
 
 
 def test_a_job_goes_on_with_the_workers_that_are_asked_for(tmp_path: Path, new_service: Any, table: Path) -> None:
@@ -32,6 +38,7 @@ def test_a_job_goes_on_with_the_workers_that_are_asked_for(tmp_path: Path, new_s
             client.jobs.scale(scaled, workers)
             service.job(scaled, lambda job, wanted=workers: job["progress"]["workers"] == wanted)
         found = [service.job(job_id, service.ended) for job_id in (undisturbed, scaled)]
+        service.wait_for(lambda: not holders(service), 10, "idle workers give their job's memory back")
         events = [event["message"] for event in client.jobs.events_page(scaled, limit=100)["data"]]
         client.close()
     assert [job["status"] for job in found] == ["succeeded"] * 2
