@@ -44,8 +44,11 @@ def run_graph(graph: Graph, arrays: Arrays, output: str, rows: int = 1) -> tuple
     return Runner(graph, output, rows).gradients(arrays)
 
 
-def relative_error(graph: Graph, arrays: Arrays, output: str, rows: int = 1) -> float:
-    """The largest difference between gradient and central differences, relative to the largest element of either."""
+def relative_error(graph: Graph, arrays: Arrays, output: str, rows: int = 1, least: float = 1e-8) -> float:
+    """The largest difference between gradient and central differences, relative to the largest element of either.
+
+    Elements count as `least` at least: where paths cancel, differences of values near 1 are noise of 1e-11.
+    """
     runner = Runner(graph, output, rows)
     _, gradients = runner.gradients(arrays)
     worst = 0.0
@@ -58,7 +61,7 @@ def relative_error(graph: Graph, arrays: Arrays, output: str, rows: int = 1) -> 
                 shifted[at] += shift
                 sums.append(runner.value({**arrays, name: shifted}).sum())
             differences[at] = (sums[0] - sums[1]) / (2 * STEP)
-        scale = max(np.abs(gradient).max(), np.abs(differences).max(), 1e-8)
+        scale = max(np.abs(gradient).max(), np.abs(differences).max(), least)
         worst = max(worst, float(np.abs(gradient - differences).max() / scale))
     return worst
 
