@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +283,19 @@ def leader(running: Any) -> int:
     return int(lead[1].split(":")[1])
 
 
+def stop_between_transactions(running: Any, pid: int) -> None:
+    """SIGSTOP to a controller at a moment when it does not hold SQLite's lock, which would stop everybody."""
+    for _ in range(100):
+        os.kill(pid, signal.SIGSTOP)
+        with closing(sqlite3.connect(running.local.home / "fallline.db", timeout=0.5)) as connection:
+            with suppress(sqlite3.OperationalError):  # database is locked
+                connection.execute("BEGIN IMMEDIATE")
+                connection.rollback()
+                return
+        os.kill(pid, signal.SIGCONT)
+    raise AssertionError("the controller holds the store's lock whenever it is stopped")
+
+
 def test_of_two_controllers_one_works_and_a_late_one_writes_nothing(
     running: Any, tracking: Tracking, weights: str
 ) -> None:
@@ -293,14 +306,14 @@ def test_of_two_controllers_one_works_and_a_late_one_writes_nothing(
         training(running, job_id)
         assert leader(running) == first
 
-        os.kill(first, signal.SIGSTOP)
+        stop_between_transactions(running, first)
         seconds = running.wait_for(lambda: leader(running) == second.pid, LEASE + 5, "another leader")
         assert seconds > LEASE / 2  # not while the first might be alive
         running.wait_for(lambda: f"{job_id} goes on" in log.read_text(), 30, "the job's adoption")
         step = running.step(running.client.jobs.show(job_id))
         running.job(job_id, lambda job: running.step(job) > step)  # under the second
 
-        os.kill(second.pid, signal.SIGSTOP)  # whoever writes now is the first
+        stop_between_transactions(running, second.pid)  # whoever writes now is the first
         before = {table: rows(running, table) for table in ("jobs", "events", "metric_points", "leads")}
         os.kill(first, signal.SIGCONT)
         running.wait_for(lambda: not Path(f"/proc/{first}/cwd").exists(), LEASE, "the first one's end")
