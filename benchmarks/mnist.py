@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
 
 from benchmarks.race import Options
 from benchmarks.rows import Row
@@ -23,7 +23,7 @@ GOAL_ACCURACY, GOAL_S = 0.98, 5.0
 
 def spec_of(name: str) -> dict[str, Any]:
     """The spec of that name in examples/."""
-    found: dict[str, Any] = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())
+    found: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / "examples" / f"{name}.yaml")
     return found
 
 
