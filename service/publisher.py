@@ -62,7 +62,7 @@ class Publisher(threading.Thread):
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
         """`connect` is called in the thread: it imports MLflow, which takes seconds. While `leads` says no, another
-        controller may be publishing: this one is silent then."""
+        controller may be publishing: this one is silent then, and after a call of MLflow's that took that long, too."""
         super().__init__(name="publisher", daemon=True)
         self.store, self.artifacts, self.connect, self.leads = store, artifacts, connect, leads
         self.part = Part("starting", time.time(), "not asked yet")
@@ -155,7 +155,8 @@ class Publisher(threading.Thread):
             return
         if job.status in FINAL and not job.run_ended:
             mlflow.end_run(run.run_id, job.status, job.finished_at or time.time())
-            self.store.mark_run_ended(job.id)
+            if self.leads():
+                self.store.mark_run_ended(job.id)
 
     def _give_up(self, job: JobRecord, error: Exception) -> None:
         """What nobody foresaw: the log has it under an id, and a job that was to be registered fails with that."""
@@ -171,12 +172,15 @@ class Publisher(threading.Thread):
         if job.run_id is not None and job.experiment_id is not None:
             return RunReference(job.run_id, job.experiment_id)
         run = mlflow.start_run(registrar.describe(self.store, job))
-        self.store.set_run(job.id, run.run_id, run.experiment_id)
+        if self.leads():
+            self.store.set_run(job.id, run.run_id, run.experiment_id)
         return run
 
     def _points(self, mlflow: MlflowServer, job: JobRecord, run: RunReference) -> None:
         while points := self.store.unpublished_points(job.id, POINTS_PER_CALL):
             mlflow.log_points(run.run_id, [TrackedPoint(p.series, p.step, p.value, p.timestamp) for p in points])
+            if not self.leads():
+                return
             self.store.mark_published(job.id, points[-1].seq)
 
     def _pending_aliases(self) -> list[ModelRecord]:
