@@ -30,8 +30,7 @@ def spec_of(name: str) -> dict[str, Any]:
 def train(client: FallLine, spec: dict[str, Any], seed: int) -> tuple[float, float]:
     """Test accuracy, and seconds from the submission to the registered network."""
     training = spec["training"] | {"seed": seed}
-    job_id = client.jobs.submit(spec | {"training": training, "distribution": {"workers": 2, "shards": 2}})["id"]
-    job = client.jobs.wait(job_id)
+    job = client.jobs.wait(client.jobs.submit(spec | {"training": training})["id"])
     if job["status"] != "succeeded":
         raise RuntimeError(f"seed {seed}: {job['status']}: {job['error']}")
     return job["metrics"]["test_accuracy"], job["finished_at"] - job["created_at"]
