@@ -15,6 +15,7 @@ import time
 from types import FrameType
 
 from service.artifacts import ArtifactStore
+from service.disk import DiskWatch
 from service.errors import LeadLost
 from service.job_keeper import JobKeeper
 from service.lead import Lead
@@ -49,6 +50,7 @@ class Controller:
         self.artifacts = ArtifactStore(settings.artifacts)
         self.lead = Lead(self.store, identity(), settings.lease_seconds)
         self.publisher = Publisher(self.store, self.artifacts, self._connect_mlflow, lambda: self.lead.is_held)
+        self.disk = DiskWatch(settings.written, settings.disk_reserve_bytes)
         self.stopping = threading.Event()
         self.began = time.time()
         self.ray = Part("starting", self.began, f"joining {settings.ray_address}")
@@ -131,7 +133,7 @@ class Controller:
                 raise ClusterLost(f"nothing listens on {address}")
         cluster = Cluster(address, self.settings.trainer_orphan_seconds)
         self._handle_signals()  # again: joining puts handlers of Ray's in their place
-        keeper = JobKeeper(self.store, cluster, self.artifacts, self.settings, self.lead)
+        keeper = JobKeeper(self.store, cluster, self.artifacts, self.settings, self.lead, self.disk)
         keeper.adopt()
         self.ray = Part("up", time.time())
         log.info("joined %s", address)

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import reconcile, reports
 from service.artifacts import ArtifactStore
+from service.disk import DiskWatch
 from service.errors import LeadLost, LeaseLost
 from service.job_events import Do, Effect, End, Event, TrainerEnded, TrainerLost, TrainerMissing, TrainerRuns
 from service.job_state import FAILED, SUCCEEDED, state_of, step
@@ -64,15 +65,18 @@ class JobKeeper:
         artifacts: ArtifactStore,
         settings: Settings,
         lead: Lead,
+        disk: DiskWatch,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.cluster, self.artifacts, self.settings, self.lead = store, cluster, artifacts, settings, lead
-        self._clock, self._wall_clock = clock, wall_clock
+        self.disk, self._clock, self._wall_clock = disk, clock, wall_clock
         self.held: dict[str, Held] = {}
         self.waiting: set[str] = set()  # ours, without a trainer: to be started as soon as there are slots
         self.losses: Counter[str] = Counter()
         self._unfit_since: dict[str, float] = {}  # queued jobs that did not fit when it was their turn
+        self._shortage: str | None = None  # of room on the disks, as this turn has seen it
+        self._told_of_room = False  # the jobs that wait for it
         self._renewed_at = clock()
         self._claimed_at, self._claimed_number = -CLAIM_SECONDS, -1
 
@@ -98,6 +102,7 @@ class JobKeeper:
     def turn(self) -> None:
         """One look at every job, then claims while there is room."""
         self.lead.hold()
+        self._look_at_disk()
         jobs = {job.id: job for job in self.store.leased_jobs(self.lead.owner)}
         self._renew(jobs)
         for job_id in self.held.keys() - jobs.keys():
@@ -107,6 +112,13 @@ class JobKeeper:
             if job.id in self.held or job.id in self.waiting:
                 self._guarded(job, self._look)
         self._claim()
+
+    def _look_at_disk(self) -> None:
+        """Jobs that wait for room go on as soon as there is some. That it lacks, the others learn by `_look`, `_next`."""
+        self._shortage = self.disk.shortage()
+        if self._shortage is None and not self._told_of_room:
+            self.store.room_again(self.lead.owner)
+        self._told_of_room = self._shortage is None
 
     def save(self) -> None:
         """Has every job write a checkpoint, at the end of this process: Ray may be about to end, too."""
@@ -160,10 +172,10 @@ class JobKeeper:
     def _look(self, job: JobRecord) -> None:
         held, now = self.held.get(job.id), self._clock()
         if held is None:
-            self._happened(job, TrainerMissing(self._wall_clock(), job.lease_epoch))
+            self._happened(job, TrainerMissing(self._wall_clock(), job.lease_epoch, self._shortage))
         elif now - held.asked_at >= ASK_SECONDS:
             held.asked_at = now
-            self._happened(job, TrainerRuns(self._wall_clock(), job.lease_epoch))
+            self._happened(job, TrainerRuns(self._wall_clock(), job.lease_epoch, self._shortage))
             self._ask(job, held)
 
     def _start(self, job: JobRecord) -> None:
@@ -281,8 +293,9 @@ class JobKeeper:
         if not reconcile.may_claim(running, self.settings.max_running_jobs, len(self.waiting)):
             return None
         queue = {job.id: job for job in self.store.queued_jobs(LOOK_AHEAD)}
-        choice = reconcile.choose([self._candidate(job, now) for job in queue.values()], slots)
-        self._unfit_since = {id: self._unfit_since.get(id, now) for id in choice.reasons}
+        choice = reconcile.choose([self._candidate(job, now) for job in queue.values()], slots, self._shortage)
+        if self._shortage is None:
+            self._unfit_since = {id: self._unfit_since.get(id, now) for id in choice.reasons}
         for job_id, reason in choice.reasons.items():
             if queue[job_id].status_reason != reason:
                 self.store.explain_wait(job_id, reason)

@@ -21,8 +21,8 @@ from service.lead import Lead
 from service.tracked import RunReference, TrackingDown
 from worker.plan import MetricPoint
 
-from .simulated_cluster import Mlflow, SimulatedCluster, SimulatedTrainer
-from .simulated_store import SimulatedStore, StoreView, Violation
+from .simulated_cluster import Mlflow, SimulatedCluster, SimulatedTrainer, Violation
+from .simulated_store import SimulatedStore, StoreView
 
 LEASE = 30.0
 
@@ -42,6 +42,7 @@ class World:
         self.checkpoints: dict[str, tuple[int, list[MetricPoint]]] = {}
         self.mail: list[Callable[[], None]] = []  # what is on its way to trainers
         self.versions: dict[str, int] = {}  # MLflow's, by job
+        self.shortage: str | None = None  # of room on the disk that all share
         self.numbers = itertools.count(1)
         self.remote = self.random.random() < 0.5  # the controllers' hosts know nothing of each other's processes
         self.controllers = [SimulatedController(self, name) for name in ("A", "B")]
@@ -65,6 +66,8 @@ class World:
             self.mail.pop(self.random.randrange(len(self.mail)))()
         elif draw < 0.82 and self.trainers:
             self.random.choice(self.trainers).alive = self.random.random() > self.trouble
+        elif draw < 0.84:
+            self.shortage = "the disk is full" if self.shortage is None and self.trouble else None
         else:
             self.now += self.random.choice((0.3, 1.0, 3.0, 3.0, 40.0 if self.trouble else 3.0))
 
@@ -88,13 +91,14 @@ class World:
                 return  # 409, as users get it
 
     def heal(self, rounds: int = 400) -> None:
-        """Nothing goes wrong any more, and nobody wants anything but that paused jobs go on: every job must end."""
-        self.trouble = 0.0
+        """Nothing goes wrong any more, and nobody wants anything but that the jobs go on that users have paused: every
+        job must end, those that the disk has paused by themselves."""
+        self.trouble, self.shortage = 0.0, None
         for _ in range(rounds):
             if all(job.status in FINAL for job in self.store.jobs.values()):
                 break
             for job in list(self.store.jobs.values()):
-                if job.status == PAUSED or job.pause_requested:
+                if job.id in self.store.paused_by_users and (job.status == PAUSED or job.pause_requested):
                     self.store.change(job.id, Resume(self.now))
             for mail in self.mail:
                 mail()
@@ -131,6 +135,7 @@ class SimulatedController:
         self.is_stopped, self.depth = False, 0
         self.process = ""
         self.keeper: JobKeeper | None = None
+        self.disk = SimulatedDisk(world)
         self.start()
 
     def start(self) -> None:
@@ -152,8 +157,10 @@ class SimulatedController:
             if self.keeper is None:
                 if self.lead.take():
                     cluster, artifacts, settings = SimulatedCluster(self.world, self), Artifacts(), Settings()
+                    self.disk = SimulatedDisk(self.world)
+                    parts: Any = self.store, cluster, artifacts, settings, self.lead, self.disk
                     clocks = (lambda: self.world.now), (lambda: self.world.now + self.skew)
-                    self.keeper = JobKeeper(self.store, cluster, artifacts, settings, self.lead, *clocks)  # type: ignore[arg-type]
+                    self.keeper = JobKeeper(*parts, *clocks)
                     self.keeper.adopt()
                 return
             self.keeper.turn()
@@ -183,6 +190,18 @@ class SimulatedController:
             self.is_stopped = False
             if world.trouble_with(0.3):
                 raise Crash
+
+
+class SimulatedDisk:
+    """The disk as one controller sees it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.seen: str | None = None  # when it was looked at last
+
+    def shortage(self) -> str | None:
+        self.seen = self.world.shortage
+        return self.seen
 
 
 class Settings:
