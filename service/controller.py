@@ -16,11 +16,11 @@ from types import FrameType
 
 from service.artifacts import ArtifactStore
 from service.disk import DiskWatch
-from service.errors import LeadLost
+from service.errors import LeadLost, StoreFull
 from service.job_keeper import JobKeeper
 from service.lead import Lead
 from service.migrate import migrate
-from service.parts import LEAD_LOST, RAY_LOST, Part, last_sign, run_folder, write_parts
+from service.parts import LEAD_LOST, RAY_LOST, STORE_FULL, Part, last_sign, run_folder, write_parts
 from service.ports import listens
 from service.process_identity import identity
 from service.publisher import MlflowServer, Publisher
@@ -50,7 +50,7 @@ class Controller:
         self.artifacts = ArtifactStore(settings.artifacts)
         self.lead = Lead(self.store, identity(), settings.lease_seconds)
         self.publisher = Publisher(self.store, self.artifacts, self._connect_mlflow, lambda: self.lead.is_held)
-        self.disk = DiskWatch(settings.written, settings.disk_reserve_bytes)
+        self.disks = DiskWatch(settings.written, settings.disk_reserve_bytes)
         self.stopping = threading.Event()
         self.began = time.time()
         self.ray = Part("starting", self.began, f"joining {settings.ray_address}")
@@ -80,6 +80,9 @@ class Controller:
         except LeadLost as error:
             log.warning("%s", error)
             return LEAD_LOST
+        except StoreFull as error:  # at the start; later ones are sat out
+            log.error("%s", error)
+            return STORE_FULL
         return 0
 
     def _take_lead(self) -> bool:
@@ -133,7 +136,7 @@ class Controller:
                 raise ClusterLost(f"nothing listens on {address}")
         cluster = Cluster(address, self.settings.trainer_orphan_seconds)
         self._handle_signals()  # again: joining puts handlers of Ray's in their place
-        keeper = JobKeeper(self.store, cluster, self.artifacts, self.settings, self.lead, self.disk)
+        keeper = JobKeeper(self.store, cluster, self.artifacts, self.settings, self.lead, self.disks)
         keeper.adopt()
         self.ray = Part("up", time.time())
         log.info("joined %s", address)

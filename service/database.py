@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Row, create_engine, event, select, text, update
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
+from service.errors import StoreFull
 from service.tables import counters
 
 BUSY_SECONDS = 30.0
@@ -34,16 +36,28 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent view."""
-        with self.engine.connect() as connection, connection.begin():
+        with self._full_told(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction, which no other writer comes between; rolled back when the block raises."""
-        with self.engine.connect() as connection:
+        """One transaction, which no other writer comes between; rolled back when the block raises.
+
+        Raises StoreFull, with nothing written, where the disk has no room for it.
+        """
+        with self._full_told(), self.engine.connect() as connection:
             connection = connection.execution_options(fallline_writes=True)
             with connection.begin():
                 yield connection
+
+    @contextmanager
+    def _full_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise StoreFull(make_url(self.url).database or self.url) from error
+            raise
 
     def close(self) -> None:
         """Close all connections."""

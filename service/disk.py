@@ -4,6 +4,7 @@ Nearly full is less free than a reserve; there is room again when half as much a
 paused and resumed in turns. `shortage` and `too_large` decide purely; `look` is the I/O.
 """
 
+import errno
 import os
 import shutil
 import time
@@ -64,6 +65,11 @@ def look(folders: Sequence[Path]) -> dict[Path, Disk]:
             disks[device] = Disk(os.fspath(place), usage.free, usage.total)
         found[folder] = disks[device]
     return found
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed for want of room, and not for any other reason."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def in_mb(size: float) -> str:

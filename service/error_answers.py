@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from core.errors import DataError, SpecificationError
 from service.answers import Answer
-from service.errors import ApiError, Conflict, InvalidTransition, KeyReused, NotFound, QueueFull
+from service.errors import ApiError, Conflict, InvalidTransition, KeyReused, NotFound, QueueFull, StoreFull
 from service.schemas import path_of
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,10 @@ def install(app: FastAPI) -> None:
     def _full(_: Request, error: QueueFull) -> Answer:
         headers = {"Retry-After": str(QUEUE_RETRY_SECONDS)}
         return error_answer(429, "queue_full", str(error), details={"queued": error.queued}, headers=headers)
+
+    @app.exception_handler(StoreFull)
+    def _disk(_: Request, error: StoreFull) -> Answer:
+        return error_answer(507, "disk_full", str(error))
 
     @app.exception_handler(Conflict)
     def _conflict(_: Request, error: Conflict) -> Answer:

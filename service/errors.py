@@ -5,6 +5,7 @@ ServiceError
  ├─ ApiError             an answer with a status and a code: what routes raise
  │   └─ SpecError        a field of a job spec that cannot be used (422)
  └─ StoreError           the store says no
+     ├─ StoreFull        its disk is full: nothing was written
      ├─ NotFound         no such dataset, job, model or version
      ├─ LeaseLost        the job belongs to another controller by now: stop working on it
      ├─ LeadLost         another controller works by now: end
@@ -66,6 +67,17 @@ class SpecError(ApiError):
 
 class StoreError(ServiceError):
     """Base of what the store refuses."""
+
+
+class StoreFull(StoreError):
+    """The disk of the store at `place` is full: nothing was written, and what is there can be read."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
+
+    def __str__(self) -> str:
+        return f"the disk of the store is full, so nothing can be recorded: free some space at {self.place}"
 
 
 class NotFound(StoreError):

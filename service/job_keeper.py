@@ -12,14 +12,15 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import reconcile, reports
+from service import disk, reconcile, reports
 from service.artifacts import ArtifactStore
 from service.disk import DiskWatch
-from service.errors import LeadLost, LeaseLost
+from service.errors import LeadLost, LeaseLost, StoreFull
 from service.job_events import Do, Effect, End, Event, TrainerEnded, TrainerLost, TrainerMissing, TrainerRuns
 from service.job_state import FAILED, SUCCEEDED, state_of, step
 from service.lead import RENEWALS, Lead
@@ -65,12 +66,12 @@ class JobKeeper:
         artifacts: ArtifactStore,
         settings: Settings,
         lead: Lead,
-        disk: DiskWatch,
+        disks: DiskWatch,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.cluster, self.artifacts, self.settings, self.lead = store, cluster, artifacts, settings, lead
-        self.disk, self._clock, self._wall_clock = disk, clock, wall_clock
+        self.disks, self._clock, self._wall_clock = disks, clock, wall_clock
         self.held: dict[str, Held] = {}
         self.waiting: set[str] = set()  # ours, without a trainer: to be started as soon as there are slots
         self.losses: Counter[str] = Counter()
@@ -100,7 +101,20 @@ class JobKeeper:
         self.waiting -= self.held.keys()
 
     def turn(self) -> None:
-        """One look at every job, then claims while there is room."""
+        """One look at every job, then claims while there is room.
+
+        A store that is full takes nothing: what is to be written waits, and so does whatever would follow from it.
+        Trainers are asked all the same, for one that nobody asks ends; what they say, they say again.
+        """
+        try:
+            self._turn()
+        except StoreFull as error:
+            log.warning("%s; trainers go on meanwhile", error)
+            for held in list(self.held.values()):
+                with suppress(errors.TrainerLost):  # the next turn that may write finds it, and says so
+                    held.handle.poll(held.acknowledged)
+
+    def _turn(self) -> None:
         self.lead.hold()
         self._look_at_disk()
         jobs = {job.id: job for job in self.store.leased_jobs(self.lead.owner)}
@@ -114,8 +128,8 @@ class JobKeeper:
         self._claim()
 
     def _look_at_disk(self) -> None:
-        """Jobs that wait for room go on as soon as there is some. That it lacks, the others learn by `_look`, `_next`."""
-        self._shortage = self.disk.shortage()
+        """Jobs that wait for room go on as soon as there is some; that it lacks is for `_look` and `_next` to say."""
+        self._shortage = self.disks.shortage()
         if self._shortage is None and not self._told_of_room:
             self.store.room_again(self.lead.owner)
         self._told_of_room = self._shortage is None
@@ -137,7 +151,7 @@ class JobKeeper:
         except errors.TrainerLost as error:
             why = str(error)
             self._guarded(job, lambda job: self._lost(job, why))
-        except (ClusterLost, LeadLost, SQLAlchemyError):
+        except (ClusterLost, LeadLost, StoreFull, SQLAlchemyError):
             raise
         except Exception as error:
             number = uuid.uuid4().hex[:12]
@@ -226,10 +240,20 @@ class JobKeeper:
         held.acknowledged = reports.last_number(report)
 
     def _succeed(self, job: JobRecord, report: TrainerReport) -> None:
-        """Keeps the model's files, then says so: from here on the job is the publisher's."""
+        """Keeps the model's files, then says so: from here on the job is the publisher's. Its trainer keeps them until
+        then, so that they can wait for room on the disk."""
         result = report.result
         assert result is not None
-        sha256 = self.artifacts.put(result.files)
+        if job.cancel_requested:
+            self._happened(job, TrainerEnded(self._wall_clock(), job.lease_epoch, SUCCEEDED))
+            return
+        sha256 = self.artifacts.put_if_room(result.files)
+        if sha256 is None:
+            size = disk.in_mb(sum(map(len, result.files.values())))
+            reason = f"{disk.WAITING} at {self.artifacts.root}: the trained network takes {size}"
+            if job.status_reason != reason:
+                self.store.set_status_reason(job.id, job.lease_epoch, reason)
+            return
         metadata = reports.model_metadata_of(result)
         _, effects = self.store.set_result(job.id, job.lease_epoch, reports.result_of(result), sha256, metadata)
         self._carry_out(job, effects)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import registrar
 from service.artifacts import ArtifactStore
-from service.errors import LeaseLost
+from service.errors import LeaseLost, StoreFull
 from service.job_state import FINAL, RUNNING
 from service.parts import Part
 from service.records import JobRecord, ModelRecord
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 PASS_SECONDS = 0.3
 POINTS_SECONDS = 1.0
 ALIAS_SECONDS = 3.0
+FULL_SECONDS = 1.0  # between two tries to write into a store that is full
 START_SECONDS = 60.0  # how long an MLflow that was never seen yet counts as starting
 WAITING, REFUSES = "waiting for MLflow since", "MLflow refuses"
 POINTS_PER_CALL = 1000
@@ -77,7 +78,11 @@ class Publisher(threading.Thread):
         """Passes until `stopping` is set."""
         mlflow = self.connect()
         while not self.stopping.wait(PASS_SECONDS):
-            self.once(mlflow)
+            try:
+                self.once(mlflow)
+            except StoreFull as error:  # the next pass says it all again
+                log.warning("%s", error)
+                self.stopping.wait(FULL_SECONDS)
 
     def once(self, mlflow: MlflowServer) -> None:
         """One pass over all that MLflow has not been told. An outage ends it; the next one starts with another job."""
@@ -135,7 +140,7 @@ class Publisher(threading.Thread):
         """Run, points, model, end: each as far as the job is. What is wrong with one job is no matter to the others."""
         try:
             self._tell(mlflow, job)
-        except (TrackingDown, SQLAlchemyError):
+        except (TrackingDown, StoreFull, SQLAlchemyError):
             raise
         except LeaseLost as lost:
             log.info("%s", lost)

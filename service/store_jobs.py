@@ -173,7 +173,7 @@ def _is(state: JobState) -> list[ColumnElement[bool]]:
 
 
 def _columns(before: JobState, after: JobState) -> dict[str, Any]:
-    """What has changed. Another status has no reason yet, but for the disk; that the job is trained shows by `result`."""
+    """What has changed. Another status has no reason yet but the disk; that the job is trained shows by its result."""
     names = [field.name for field in fields(JobState) if field.name != "trained"]
     changed = {name: value for name in names if (value := getattr(after, name)) != getattr(before, name)}
     reason = {"status_reason": after.waits_for_disk} if changed.keys() & {"status", "waits_for_disk"} else {}

@@ -129,7 +129,7 @@ class LeaseStore:
             progress = {**(get_job(connection, job_id).progress or {}), "phase": "registering", "eta_seconds": None}
             values = {"result": result, "artifact_sha256": artifact_sha256, "model_metadata": model_metadata}
             ended = TrainerEnded(time.time(), epoch, SUCCEEDED)
-            return change(connection, job_id, ended, {**values, "progress": progress})
+            return change(connection, job_id, ended, {**values, "progress": progress, "status_reason": None})
 
     def finish_job(self, job_id: str, epoch: int, status: str, error: Json | None = None) -> JobRecord:
         """The job's end, with its event."""
