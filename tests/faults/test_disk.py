@@ -1,5 +1,5 @@
-"""Disks that are nearly full, and full ones, under a real service: no job, no checkpoint and no bit is lost, what cannot
-be taken is refused in words, and all goes on by itself as soon as there is room.
+"""Disks that are nearly full, and full ones, under a real service: no job, no checkpoint and no bit is lost, what
+cannot be taken is refused in words, and all goes on by itself as soon as there is room.
 
 Home, checkpoints, artifacts and shared memory lie on small disks of this module's own.
 """
