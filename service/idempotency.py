@@ -12,6 +12,7 @@ from service.store import Store
 
 Json = dict[str, Any]
 LONGEST_KEY = 200
+_kept: set[tuple[str, str]] = set()  # refused, and not given back: a full store takes nothing, that neither
 
 
 def new_id(prefix: str) -> str:
@@ -38,6 +39,8 @@ def create_once(
         return Answer(answer, status)
     if not 1 <= len(key) <= LONGEST_KEY or not key.isprintable():
         raise ApiError(400, "invalid_request", f"a key has 1 to {LONGEST_KEY} printable characters", "Idempotency-Key")
+    if (key, route) in _kept:
+        _give_back(store, key, route)
     known = store.begin_idempotent(key, route, body_sha256, resource_id)
     if known is not None:
         if known.status is not None and known.answer is not None:
@@ -51,7 +54,14 @@ def create_once(
         try:
             status, answer = create(resource_id)
         except BaseException:
-            store.release_idempotent(key, route)
+            _kept.add((key, route))
+            _give_back(store, key, route)
             raise
     store.finish_idempotent(key, route, status, orjson.dumps(answer).decode())
     return Answer(answer, status)
+
+
+def _give_back(store: Store, key: str, route: str) -> None:
+    """As soon as the store takes it: now, or when the key comes again."""
+    store.release_idempotent(key, route)
+    _kept.discard((key, route))
