@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import registrar
+from service import disk, registrar
 from service.artifacts import ArtifactStore
 from service.errors import LeaseLost, StoreFull
 from service.job_state import FINAL, RUNNING
@@ -126,8 +126,11 @@ class Publisher(threading.Thread):
             self.part = Part(state, time.time(), detail[:200])
 
     def _say(self, job: JobRecord, reason: str | None) -> None:
-        """Why the job waits, of those that have news for MLflow: others may be waiting for something else."""
+        """Why the job waits, of those that have news for MLflow: others may wait for something else. One that waits
+        for the disk goes on saying so."""
         has_news = job.result is not None or job.published_seq < job.point_count
+        if (job.status_reason or "").startswith(disk.WAITING):
+            return
         if job.status != RUNNING or (reason is None and not (job.status_reason or "").startswith((WAITING, REFUSES))):
             return
         if reason is None or has_news:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from service import job_state
-from service.errors import InvalidTransition, LeadLost
+from service.errors import InvalidTransition, LeadLost, StoreFull
 from service.job_events import Cancel, Claim, End, Event, Pause, Renew, Resume, RoomAgain, TakeOver, Tell, TrainerEnded
 from service.job_state import ALLOWED, CANCELLED, FAILED, FINAL, PAUSED, QUEUED, RUNNING, SUCCEEDED
 from service.records import EventRecord, JobRecord, Json, LeadRecord, NewEvent, VersionRecord
@@ -15,6 +15,10 @@ from .simulated_cluster import BROKEN, SimulatedTrainer, Violation
 
 if TYPE_CHECKING:
     from .simulated_world import SimulatedController, World
+
+
+READS = {"leader", "leased_jobs", "expired_jobs", "queued_jobs"}
+READS |= {"events_after", "last_event_number", "get_dataset", "get_model"}
 
 
 class SimulatedStore:
@@ -30,6 +34,7 @@ class SimulatedStore:
         self.owners: dict[tuple[str, int], str] = {}  # who got each lease
         self.results: dict[str, int] = {}  # how often each job got one
         self.paused_by_users: set[str] = set()
+        self.is_full = False
 
     def submit(self, random: Random) -> None:
         number = len(self.jobs) + 1
@@ -142,6 +147,8 @@ class StoreView:
 
         def called(*arguments: Any, **options: Any) -> Any:
             with self._world.call(self._controller):
+                if name not in READS and self._store.is_full:
+                    raise StoreFull("fallline.db")
                 return found(*arguments, **options)
 
         return called

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from service import registrar
-from service.errors import InvalidTransition, LeadLost, LeaseLost
+from service.errors import InvalidTransition, LeadLost, LeaseLost, StoreFull
 from service.job_events import Cancel, Pause, Resume
 from service.job_keeper import JobKeeper
 from service.job_state import FINAL, PAUSED, RUNNING
@@ -67,7 +67,9 @@ class World:
         elif draw < 0.82 and self.trainers:
             self.random.choice(self.trainers).alive = self.random.random() > self.trouble
         elif draw < 0.84:
-            self.shortage = "the disk is full" if self.shortage is None and self.trouble else None
+            self.shortage = "the disk is nearly full" if self.shortage is None and self.trouble else None
+        elif draw < 0.85:
+            self.store.is_full = bool(self.trouble) and not self.store.is_full
         else:
             self.now += self.random.choice((0.3, 1.0, 3.0, 3.0, 40.0 if self.trouble else 3.0))
 
@@ -80,6 +82,8 @@ class World:
 
     def user(self) -> None:
         """Somebody submits a job, or wants something of one."""
+        if self.store.is_full:
+            return  # 507, as users get it
         jobs = list(self.store.jobs.values())
         if len(jobs) < 4 and self.random.random() < 0.5:
             self.store.submit(self.random)
@@ -93,7 +97,7 @@ class World:
     def heal(self, rounds: int = 400) -> None:
         """Nothing goes wrong any more, and nobody wants anything but that the jobs go on that users have paused: every
         job must end, those that the disk has paused by themselves."""
-        self.trouble, self.shortage = 0.0, None
+        self.trouble, self.shortage, self.store.is_full = 0.0, None, False
         for _ in range(rounds):
             if all(job.status in FINAL for job in self.store.jobs.values()):
                 break
@@ -166,7 +170,7 @@ class SimulatedController:
             self.keeper.turn()
             if self.lead.is_held:
                 self.publish()
-        except (Crash, LeadLost):
+        except (Crash, LeadLost, StoreFull):  # the last: it could not begin
             self.start()
 
     def publish(self) -> None:
@@ -177,8 +181,8 @@ class SimulatedController:
                     registrar.finish(
                         self.store, Artifacts(self.world), Mlflow(self.world), job, RunReference(job.id, "0")
                     )  # type: ignore[arg-type]
-                except (LeaseLost, TrackingDown):
-                    continue  # another one's by now; or later, when MLflow is back
+                except (LeaseLost, TrackingDown, StoreFull):
+                    continue  # another one's by now; or later, when MLflow is back, or the store has room
 
     def interrupt(self) -> None:
         """This process may crash here; or be stopped while the others go on, and may be killed meanwhile."""
