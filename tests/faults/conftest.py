@@ -3,13 +3,14 @@
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.local_service import LocalService
 
-from ..system.conftest import Service, new_service, table
+from ..system.conftest import Service, new_service, service_with_points, table
 from .invariants import check
 from .picture import Family, JobPicture, Picture, take
 
@@ -58,12 +59,8 @@ class Watched(Service):
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, table: os.PathLike[str]) -> Iterator[Watched]:
     environ = {"FALLLINE_WORKER_SLOTS": str(WORKER_SLOTS), "FALLLINE_LEASE_SECONDS": str(LEASE_SECONDS)}
-    with LocalService(tmp_path_factory.mktemp("home"), environ) as local:
-        local.wait_until_ready()
-        watched = Watched(local)
-        watched.client.datasets.upload(table, name="points")
+    with service_with_points(Watched, tmp_path_factory.mktemp("home"), Path(table), environ) as watched:
         yield watched
-        watched.client.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ import csv
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -92,6 +92,24 @@ class Service:
                 if until(job := self.client.jobs.show(job_id)):
                     return job
             time.sleep(0.05)  # polls a condition
+
+
+AnyService = TypeVar("AnyService", bound=Service)
+
+
+@contextmanager
+def service_with_points(
+    kind: type[AnyService], home: Path, table: Path, environ: Mapping[str, str] | None = None
+) -> Iterator[AnyService]:
+    """A service on `home`, with all its parts up, that has `table` as the dataset `points`."""
+    with LocalService(home, environ) as local:
+        local.wait_until_ready()
+        service = kind(local)
+        service.client.datasets.upload(table, name="points")
+        try:
+            yield service
+        finally:
+            service.client.close()
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from service.local_service import LocalService
 from worker.checkpoint_store import CheckpointStore
+
+from .conftest import service_with_points
 
 pytestmark = pytest.mark.system
 
@@ -34,12 +35,8 @@ SPEC: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    with LocalService(tmp_path_factory.mktemp("home")) as local:
-        local.wait_until_ready()
-        service = new_service(local)
-        service.client.datasets.upload(table, name="points")
+    with service_with_points(new_service, tmp_path_factory.mktemp("home"), table) as service:
         yield service
-        service.client.close()
 
 
 @pytest.fixture(scope="module")

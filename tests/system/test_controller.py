@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from service.client import ServiceError
-from service.local_service import LocalService
 from service.tracked import JOB_TAG
+
+from .conftest import service_with_points
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow's own, about its own type hints, at its import
@@ -42,12 +43,8 @@ LEASE = 6.0  # seconds: short, so that the test of two controllers need not wait
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
     environ = {"FALLLINE_WORKER_SLOTS": str(SLOTS), "FALLLINE_LEASE_SECONDS": str(LEASE)}
-    with LocalService(tmp_path_factory.mktemp("home"), environ) as local:
-        local.wait_until_ready()
-        service = new_service(local)
-        service.client.datasets.upload(table, name="points")
+    with service_with_points(new_service, tmp_path_factory.mktemp("home"), table, environ) as service:
         yield service
-        service.client.close()
 
 
 @pytest.fixture
