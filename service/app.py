@@ -24,6 +24,7 @@ from service.store import Store
 from service.watcher import Watcher
 
 SHUTDOWN_S = 2
+BUSY_S = 5.0  # a caller would rather hear soon that the store is locked
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -33,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.make_folders()
         migrate(settings.database_url)
-        store = Store(settings.database_url)
+        store = Store(settings.database_url, BUSY_S)
         uploads.sweep(store, settings.datasets)
         predictor = Predictor(store, settings.artifacts, settings.loaded_models)
         watcher = Watcher(store, predictor.forget_deployments)

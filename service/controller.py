@@ -15,7 +15,7 @@ import time
 from types import FrameType
 
 from service.artifacts import ArtifactStore
-from service.errors import LeadLost
+from service.errors import LeadLost, StoreUnavailable
 from service.job_keeper import JobKeeper
 from service.lead import Lead
 from service.migrate import migrate
@@ -69,7 +69,7 @@ class Controller:
                 if not self.publisher.is_alive():
                     log.error("the publisher has ended; its error stands above")
                     return BUG
-                keeper.turn()
+                self._turn(keeper)
             if keeper is not None:
                 keeper.save()
         except ClusterLost as error:
@@ -79,6 +79,13 @@ class Controller:
             log.warning("%s", error)
             return LEAD_LOST
         return 0
+
+    def _turn(self, keeper: JobKeeper) -> None:
+        """A store that is locked for long, or does not answer, is sat out: trainers work on meanwhile."""
+        try:
+            keeper.turn()
+        except StoreUnavailable as error:
+            log.warning("%s", error)
 
     def _take_lead(self) -> bool:
         """Stands by until no other controller works; False: asked to stop meanwhile.

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Row, create_engine, event, select, text, update
+from sqlalchemy import Connection, Engine, Row, create_engine, event, exc, select, text, update
 from sqlalchemy.engine import make_url
 
+from service.errors import StoreUnavailable
 from service.tables import counters
 
-BUSY_SECONDS = 30.0
+BUSY_SECONDS = 30.0  # the patience of who has nothing better to do than to wait
 T = TypeVar("T")
 
 
@@ -21,26 +22,27 @@ def wal_is_safe(version: tuple[int, ...]) -> bool:
 
 
 class Database:
-    """Transactions on `url`. Safe for several threads and processes."""
+    """Transactions on `url`. Safe for several threads and processes. Both kinds raise StoreUnavailable when the store
+    has been locked by others for `busy_seconds`, or does not answer."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS) -> None:
+        self.url, self.busy_seconds = url, busy_seconds
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
-        self.engine: Engine = create_engine(url, pool_pre_ping=not self.is_sqlite)
+        self.engine: Engine = create_engine(url, pool_pre_ping=not self.is_sqlite, pool_timeout=busy_seconds)
         if self.is_sqlite:
-            event.listen(self.engine, "connect", _set_up_sqlite)
+            event.listen(self.engine, "connect", self._set_up_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent view."""
-        with self.engine.connect() as connection, connection.begin():
+        with _outages(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction, which no other writer comes between; rolled back when the block raises."""
-        with self.engine.connect() as connection:
+        with _outages(), self.engine.connect() as connection:
             connection = connection.execution_options(fallline_writes=True)
             with connection.begin():
                 yield connection
@@ -49,14 +51,26 @@ class Database:
         """Close all connections."""
         self.engine.dispose()
 
+    def _set_up_sqlite(self, connection: sqlite3.Connection, _record: Any) -> None:
+        connection.isolation_level = None  # transactions begin where `_begin_sqlite` says so, not where the driver does
+        journal = "WAL" if wal_is_safe(sqlite3.sqlite_version_info) else "PERSIST"  # the quickest of rollback journals
+        connection.execute(f"PRAGMA busy_timeout = {int(1000 * self.busy_seconds)}")
+        connection.execute(f"PRAGMA journal_mode = {journal}")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
 
-def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says so, not where the driver guesses
-    journal = "WAL" if wal_is_safe(sqlite3.sqlite_version_info) else "PERSIST"  # the quickest of rollback journals
-    connection.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
-    connection.execute(f"PRAGMA journal_mode = {journal}")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
+
+@contextmanager
+def _outages() -> Iterator[None]:
+    """Tells an outage from a mistake in a statement."""
+    try:
+        yield
+    except exc.TimeoutError as error:  # every connection is taken, by transactions that wait themselves
+        raise StoreUnavailable("too many transactions wait for it") from error
+    except exc.OperationalError as error:
+        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+            raise
+        raise StoreUnavailable(str(error.orig)) from error
 
 
 def _begin_sqlite(connection: Connection) -> None:

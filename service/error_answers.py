@@ -11,11 +11,20 @@ from starlette.requests import ClientDisconnect, Request
 
 from core.errors import DataError, SpecificationError
 from service.answers import Answer
-from service.errors import ApiError, Conflict, InvalidTransition, KeyReused, NotFound, QueueFull
+from service.errors import (
+    ApiError,
+    Conflict,
+    InvalidTransition,
+    KeyReused,
+    NotFound,
+    QueueFull,
+    StoreUnavailable,
+)
 from service.schemas import path_of
 
 log = logging.getLogger(__name__)
 QUEUE_RETRY_SECONDS = 10
+STORE_RETRY_SECONDS = 5
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -51,6 +60,12 @@ def install(app: FastAPI) -> None:
     def _full(_: Request, error: QueueFull) -> Answer:
         headers = {"Retry-After": str(QUEUE_RETRY_SECONDS)}
         return error_answer(429, "queue_full", str(error), details={"queued": error.queued}, headers=headers)
+
+    @app.exception_handler(StoreUnavailable)
+    def _unavailable(request: Request, error: StoreUnavailable) -> Answer:
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+        headers = {"Retry-After": str(STORE_RETRY_SECONDS)}
+        return error_answer(503, "store_unavailable", f"{error}; try again later", headers=headers)
 
     @app.exception_handler(Conflict)
     def _conflict(_: Request, error: Conflict) -> Answer:

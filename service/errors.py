@@ -5,6 +5,7 @@ ServiceError
  ├─ ApiError             an answer with a status and a code: what routes raise
  │   └─ SpecError        a field of a job spec that cannot be used (422)
  └─ StoreError           the store says no
+     ├─ StoreUnavailable nothing, at the moment: it is locked, full, or does not answer
      ├─ NotFound         no such dataset, job, model or version
      ├─ LeaseLost        the job belongs to another controller by now: stop working on it
      ├─ LeadLost         another controller works by now: end
@@ -66,6 +67,17 @@ class SpecError(ApiError):
 
 class StoreError(ServiceError):
     """Base of what the store refuses."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be read or written now, for `reason`; what was to be written is not. It may pass."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the store cannot be used at the moment: {self.reason}"
 
 
 class NotFound(StoreError):

@@ -7,11 +7,13 @@ from typing import Any
 import orjson
 
 from service.answers import Answer
-from service.errors import ApiError
+from service.errors import ApiError, StoreUnavailable
 from service.store import Store
 
 Json = dict[str, Any]
 LONGEST_KEY = 200
+# Keys (and routes) of requests that ended here without an answer: the store was away, and could not be told so either.
+_cut_off: set[tuple[str, str]] = set()
 
 
 def new_id(prefix: str) -> str:
@@ -32,6 +34,7 @@ def create_once(
 
     `find(resource_id)`: what a request under the same key that was cut off by a crash had made, if anything: it is not
     made twice. A refusal gives the key back. ApiError 409 idempotency_in_progress while the first request is at work.
+    After StoreUnavailable the key is free for another try, unless the resource was made all the same.
     """
     if key is None:
         status, answer = create(resource_id)
@@ -43,6 +46,10 @@ def create_once(
         if known.status is not None and known.answer is not None:
             return Answer(orjson.loads(known.answer), known.status)
         made = find(known.resource_id)
+        if made is None and (key, route) in _cut_off:
+            store.release_idempotent(key, route)
+            _cut_off.discard((key, route))
+            return create_once(store, key, route, body_sha256, resource_id, create, find)
         if made is None:
             message = "the first request under this key is still at work"
             raise ApiError(409, "idempotency_in_progress", message, "Idempotency-Key", headers={"Retry-After": "1"})
@@ -50,8 +57,18 @@ def create_once(
     else:
         try:
             status, answer = create(resource_id)
+        except StoreUnavailable:
+            _cut_off.add((key, route))
+            raise
         except BaseException:
-            store.release_idempotent(key, route)
+            _give_back(store, key, route)
             raise
     store.finish_idempotent(key, route, status, orjson.dumps(answer).decode())
     return Answer(answer, status)
+
+
+def _give_back(store: Store, key: str, route: str) -> None:
+    try:
+        store.release_idempotent(key, route)
+    except StoreUnavailable:
+        _cut_off.add((key, route))  # the next request under it will

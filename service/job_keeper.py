@@ -14,11 +14,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from service import reconcile, reports
 from service.artifacts import ArtifactStore
-from service.errors import LeadLost, LeaseLost
+from service.errors import LeadLost, LeaseLost, StoreUnavailable
 from service.job_events import Do, Effect, End, Event, TrainerEnded, TrainerLost, TrainerMissing, TrainerRuns
 from service.job_state import FAILED, SUCCEEDED, state_of, step
 from service.lead import RENEWALS, Lead
@@ -55,7 +53,7 @@ class Held:
 
 class JobKeeper:
     """One controller's jobs. Raises `ClusterLost` when Ray is gone, `LeadLost` when another controller has taken over:
-    the process should end then."""
+    the process should end then. After `StoreUnavailable` the next turn goes on where this one broke off."""
 
     def __init__(
         self,
@@ -74,6 +72,7 @@ class JobKeeper:
         self.losses: Counter[str] = Counter()
         self._unfit_since: dict[str, float] = {}  # queued jobs that did not fit when it was their turn
         self._renewed_at = clock()
+        self._broke_off = False
         self._claimed_at, self._claimed_number = -CLAIM_SECONDS, -1
 
     def adopt(self) -> None:
@@ -86,9 +85,8 @@ class JobKeeper:
         for job in self._claim_expired():
             if job.result is None and job.id in trainers:
                 handle = trainers.pop(job.id)
-                heard = reports.last_update(self.store.events_after(job.id, 0, ALL_EVENTS), handle.attempt)
-                self.held[job.id] = Held(handle, acknowledged=heard)
-                log.info("%s goes on, heard up to update %d", job.id, heard)
+                self.held[job.id] = Held(handle, acknowledged=self._heard(handle))
+                log.info("%s goes on, heard up to update %d", job.id, self.held[job.id].acknowledged)
             elif job.result is None and job.progress is not None:
                 self._guarded(job, lambda job: self._lost(job, "the trainer was lost while no controller ran"))
         for handle in trainers.values():
@@ -97,6 +95,10 @@ class JobKeeper:
 
     def turn(self) -> None:
         """One look at every job, then claims while there is room."""
+        if self._broke_off:  # the store may have written what it gave no answer to
+            for held in self.held.values():
+                held.acknowledged = self._heard(held.handle)
+        self._broke_off = True
         self.lead.hold()
         jobs = {job.id: job for job in self.store.leased_jobs(self.lead.owner)}
         self._renew(jobs)
@@ -107,10 +109,15 @@ class JobKeeper:
             if job.id in self.held or job.id in self.waiting:
                 self._guarded(job, self._look)
         self._claim()
+        self._broke_off = False
 
     def save(self) -> None:
         """Has every job write a checkpoint, at the end of this process: Ray may be about to end, too."""
         self.cluster.save([held.handle for held in self.held.values()], SAVE_SECONDS)
+
+    def _heard(self, handle: TrainerHandle) -> int:
+        """The number of the trainer's last update that the store has."""
+        return reports.last_update(self.store.events_after(handle.job_id, 0, ALL_EVENTS), handle.attempt)
 
     # One job. Each method writes under the job's epoch; LeaseLost from any of them drops the job.
 
@@ -125,7 +132,7 @@ class JobKeeper:
         except errors.TrainerLost as error:
             why = str(error)
             self._guarded(job, lambda job: self._lost(job, why))
-        except (ClusterLost, LeadLost, SQLAlchemyError):
+        except (ClusterLost, LeadLost, StoreUnavailable):
             raise
         except Exception as error:
             number = uuid.uuid4().hex[:12]

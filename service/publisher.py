@@ -12,11 +12,9 @@ import uuid
 from collections.abc import Callable
 from typing import Protocol
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from service import registrar
 from service.artifacts import ArtifactStore
-from service.errors import LeaseLost
+from service.errors import LeaseLost, StoreUnavailable
 from service.job_state import FINAL, RUNNING
 from service.parts import Part
 from service.records import JobRecord, ModelRecord
@@ -77,7 +75,10 @@ class Publisher(threading.Thread):
         """Passes until `stopping` is set."""
         mlflow = self.connect()
         while not self.stopping.wait(PASS_SECONDS):
-            self.once(mlflow)
+            try:
+                self.once(mlflow)
+            except StoreUnavailable as error:
+                log.warning("%s", error)  # the next pass goes on where this one broke off
 
     def once(self, mlflow: MlflowServer) -> None:
         """One pass over all that MLflow has not been told. An outage ends it; the next one starts with another job."""
@@ -135,7 +136,7 @@ class Publisher(threading.Thread):
         """Run, points, model, end: each as far as the job is. What is wrong with one job is no matter to the others."""
         try:
             self._tell(mlflow, job)
-        except (TrackingDown, SQLAlchemyError):
+        except (TrackingDown, StoreUnavailable):
             raise
         except LeaseLost as lost:
             log.info("%s", lost)

@@ -5,7 +5,7 @@ and points, models, idempotency keys. Each method is one transaction; each trans
 writes its event in the same transaction.
 """
 
-from service.database import Database, ping
+from service.database import BUSY_SECONDS, Database, ping
 from service.store_datasets import DatasetStore
 from service.store_events import EventStore
 from service.store_idempotency import IdempotencyStore
@@ -18,8 +18,9 @@ from service.store_models import ModelStore
 class Store(DatasetStore, JobStore, LeaseStore, LeadStore, EventStore, ModelStore, IdempotencyStore):
     """The store behind `url`, a SQLAlchemy URL, whose schema is up to date (`service.migrate`). Threads share it."""
 
-    def __init__(self, url: str) -> None:
-        self.database = Database(url)
+    def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS) -> None:
+        """`busy_seconds`: how long each transaction waits for others before it raises StoreUnavailable."""
+        self.database = Database(url, busy_seconds)
 
     def ping(self) -> None:
         """Raises when the store does not answer."""

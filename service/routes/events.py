@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from service import answers
 from service.answers import Answer
 from service.context import Context, context
-from service.errors import ApiError, NotFound
+from service.errors import ApiError, NotFound, StoreUnavailable
 from service.job_state import FINAL
 from service.records import EventRecord
 from service.routes.parameters import LARGEST
@@ -57,6 +57,8 @@ async def _stream(parts: Context, job_id: str, after: int) -> AsyncIterator[byte
             ended, found = await run_in_threadpool(_look, parts, job_id, after)
         except NotFound:
             return  # the job was deleted meanwhile
+        except StoreUnavailable:
+            ended, found = False, []  # it has waited for some time already; the next look may be luckier
         for event in found:
             after = event.id
             yield _encoded(event)

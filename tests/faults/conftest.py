@@ -1,8 +1,11 @@
 """One service a module, and what the fault tests share: its jobs, its processes and the checker."""
 
+import json
 import logging
 import os
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ __all__ = ["new_service", "table"]  # fixtures
 
 WORKER_SLOTS = 6
 LEASE_SECONDS = 10.0
+PATIENCE_S = 240.0  # for what takes some seconds on an idle machine
 Job = dict[str, Any]
+log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # seeds and figures are not to drown in requests
 
 
@@ -30,14 +35,43 @@ class Watched(Service):
         self.family = Family(self.supervisor)
         self.acknowledged: list[str] = []
 
-    def submit(self, spec: Job) -> str:
+    def start_again(self) -> None:
+        """All of it, on the same home, after the end of all of it; what was acknowledged before counts on."""
+        self.client.close()
+        acknowledged = self.acknowledged
+        self.local.start()
+        self.__init__(self.local)  # type: ignore[misc]
+        self.acknowledged = acknowledged
+
+    def submit(self, spec: Job, **arguments: Any) -> str:
         """The id of a job that the service has acknowledged."""
-        self.acknowledged.append(str(self.client.jobs.submit(spec)["id"]))
+        self.acknowledged.append(str(self.client.jobs.submit(spec, **arguments)["id"]))
         return self.acknowledged[-1]
+
+    def training(self, spec: Job) -> str:
+        """The id of a new job whose steps are being committed."""
+        job_id = self.submit(spec)
+        self.job(job_id, lambda job: self.step(job) > 10, PATIENCE_S)
+        return job_id
+
+    @contextmanager
+    def work_goes_on(self, job_id: str, fault: str) -> Iterator[None]:
+        """Does `fault`, the block, to the running job; tells how long it took until a further step was committed."""
+        step = self.step(self.client.jobs.show(job_id))
+        begun = time.monotonic()
+        yield
+        self.job(job_id, lambda job: self.step(job) > step or self.ended(job), PATIENCE_S)
+        seconds, load = time.monotonic() - begun, os.getloadavg()[0]
+        log.info("%s: work goes on after %.1f s; load %.1f", fault, seconds, load)
 
     def seated(self) -> list[int]:
         """The pids of the workers that take part in a job's steps."""
         return sorted(pid for pid, name in self.family.look().items() if "GradientWorker.take_seat" in name)
+
+    def named(self, program: str) -> int:
+        """The pid of the one process of the service that runs the file `program`."""
+        (found,) = [pid for pid in self.processes() if Path(f"/proc/{pid}/exe").resolve().name == program]
+        return found
 
     def faults(self, job_id: str, after: int = 0) -> list[Job]:
         """The job's events of faults after event number `after`, oldest first."""
@@ -55,12 +89,51 @@ class Watched(Service):
         """All invariants, with all that is known of these jobs."""
         return check(lambda: take(self, self.family, self.acknowledged, job_ids, WORKER_SLOTS), undisturbed)
 
+    def succeeded(self, job_id: str, undisturbed: JobPicture) -> Job:
+        """The job, at its end, which nothing tells from the undisturbed one's."""
+        self.job(job_id, self.ended, PATIENCE_S)
+        job: Job = self.check(job_id, undisturbed=undisturbed).jobs[job_id].job
+        assert job["status"] == "succeeded", job["error"]
+        return job
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, table: os.PathLike[str]) -> Iterator[Watched]:
     environ = {"FALLLINE_WORKER_SLOTS": str(WORKER_SLOTS), "FALLLINE_LEASE_SECONDS": str(LEASE_SECONDS)}
     with service_with_points(Watched, tmp_path_factory.mktemp("home"), Path(table), environ) as watched:
         yield watched
+
+
+@pytest.fixture(scope="module")
+def spec() -> Job:
+    """Some seconds of training, so that faults come while it trains, with some checkpoints."""
+    training = {"epochs": 150, "batch_size": 32, "early_stopping": None, "log_every_steps": 20}
+    return {
+        "dataset": "points",
+        "target": "kind",
+        "network": {"hidden": [64, 32], "dropout": 0.1},
+        "training": {**training, "checkpoint_every_seconds": 1},
+        "distribution": {"workers": 2, "shards": 4},
+    }
+
+
+@pytest.fixture(scope="session")
+def known() -> dict[str, JobPicture]:
+    """What jobs come to that nothing happens to, by their specs: the same in every service."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(running: Watched, spec: Job, known: dict[str, JobPicture]) -> JobPicture:
+    """What every job of `spec` must come to, on any number of workers."""
+    name = json.dumps(spec)
+    if name not in known:
+        job_id = running.submit(spec)
+        running.job(job_id, running.ended, PATIENCE_S)
+        known[name] = running.check(job_id).jobs[job_id]
+        assert known[name].job["status"] == "succeeded", known[name].job["error"]
+        assert running.faults(job_id) == []
+    return known[name]
 
 
 @pytest.fixture(scope="session")

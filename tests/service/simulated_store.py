@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from service import job_state
-from service.errors import InvalidTransition, LeadLost
+from service.errors import InvalidTransition, LeadLost, StoreUnavailable
 from service.job_events import Cancel, Claim, End, Event, Pause, Renew, Resume, TakeOver, Tell, TrainerEnded
 from service.job_state import ALLOWED, CANCELLED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED
 from service.records import EventRecord, JobRecord, Json, LeadRecord, NewEvent, VersionRecord
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .simulated_world import SimulatedController, World
 
 
-class Violation(AssertionError):
-    """What must never happen has happened."""
+class Violation(BaseException):
+    """What must never happen has happened. Not an Exception: the keeper makes a job's failure of those."""
 
 
 class SimulatedStore:
@@ -129,9 +129,16 @@ class StoreView:
 
         def called(*arguments: Any, **options: Any) -> Any:
             with self._world.call(self._controller):
-                return found(*arguments, **options)
+                self._may_be_away()
+                answer = found(*arguments, **options)
+                self._may_be_away()
+            return answer
 
         return called
+
+    def _may_be_away(self) -> None:
+        if self._world.trouble_with(0.01):
+            raise StoreUnavailable("locked, or its answer is lost")
 
     def _now(self) -> float:
         return self._world.now + self._controller.skew

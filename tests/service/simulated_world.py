@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from service import registrar
-from service.errors import InvalidTransition, LeadLost, LeaseLost
+from service.errors import InvalidTransition, LeadLost, LeaseLost, StoreUnavailable
 from service.job_events import Cancel, Pause, Resume
 from service.job_keeper import JobKeeper
 from service.job_state import FINAL, PAUSED, RUNNING
@@ -153,14 +153,18 @@ class SimulatedController:
                 if self.lead.take():
                     cluster, artifacts, settings = SimulatedCluster(self.world, self), Artifacts(), Settings()
                     clocks = (lambda: self.world.now), (lambda: self.world.now + self.skew)
-                    self.keeper = JobKeeper(self.store, cluster, artifacts, settings, self.lead, *clocks)  # type: ignore[arg-type]
-                    self.keeper.adopt()
+                    keeper = JobKeeper(self.store, cluster, artifacts, settings, self.lead, *clocks)  # type: ignore[arg-type]
+                    keeper.adopt()
+                    self.keeper = keeper
                 return
             self.keeper.turn()
             if self.lead.is_held:
                 self.publish()
         except (Crash, LeadLost):
             self.start()
+        except StoreUnavailable:
+            if self.keeper is None:
+                self.start()  # else the next turn goes on where this one broke off
 
     def publish(self) -> None:
         """What the publisher does for jobs that are to be registered."""

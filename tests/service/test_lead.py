@@ -31,7 +31,9 @@ class Clocks:
 
 
 def lead(store: Store, owner: str, clocks: Clocks, gone: bool = False) -> Lead:
-    return Lead(store, owner, SECONDS, lambda _: gone, lambda: clocks.mine, lambda: clocks.wall)
+    return Lead(
+        store, owner, SECONDS, lambda other: gone or other == "nobody", lambda: clocks.mine, lambda: clocks.wall
+    )
 
 
 @pytest.fixture
@@ -47,12 +49,36 @@ def test_one_leads_and_the_other_stands_by_until_the_lease_has_run_out(store: St
     assert one.take()
     assert not two.take()
     assert (one.is_held, two.is_held) == (True, False)
-    clocks.wall += SECONDS + 1
+    clocks.mine += SECONDS - 1
+    assert not two.take()
+    clocks.mine += 1
     assert two.take()
-    clocks.mine += SECONDS / RENEWALS + 1
     with pytest.raises(LeadLost):
         one.hold()
     two.hold()
+
+
+def test_one_that_seems_to_have_ended_long_ago_has_missed_two_renewals_at_least(store: Store, clocks: Clocks) -> None:
+    """A machine that starts again, or a wall's clock that is wrong: who is alive shows it soon."""
+    one, two = lead(store, "one", clocks), lead(store, "two", clocks)
+    assert one.take()
+    clocks.wall += 3600.0
+    assert not two.take()
+    clocks.mine += SECONDS / RENEWALS + 1
+    one.hold()
+    clocks.mine += SECONDS / RENEWALS
+    assert not two.take()
+    clocks.mine += 2 * SECONDS / RENEWALS
+    assert two.take()
+
+
+def test_a_clock_an_hour_ahead_does_not_make_a_lead_last_an_hour(store: Store, clocks: Clocks) -> None:
+    one, two = lead(store, "one", clocks), lead(store, "two", clocks)
+    assert one.take()
+    clocks.wall -= 3600.0
+    assert not two.take()
+    clocks.mine += SECONDS
+    assert two.take()
 
 
 def test_one_that_is_known_to_be_gone_is_followed_at_once(store: Store, clocks: Clocks) -> None:

@@ -39,7 +39,7 @@ def test_nothing_forbidden_happens_and_every_job_ends() -> None:
     for seed in range(WORLDS):
         try:
             world = live(seed)
-        except Exception as error:
+        except (Exception, Violation) as error:
             raise AssertionError(f"seed {seed}: {error!r}") from error
         takeovers += (world.store.lead.epoch if world.store.lead else 1) - 1
         for job in world.store.jobs.values():

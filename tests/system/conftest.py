@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from service import launcher
-from service.client import FINAL_STATUSES, FallLine, Unreachable
+from service.client import FINAL_STATUSES, FallLine, FallLineError, Unreachable
 from service.local_service import LocalService
 
 Job = dict[str, Any]
@@ -88,9 +88,12 @@ class Service:
         deadline, job = time.monotonic() + seconds, None
         while True:
             assert time.monotonic() < deadline, f"after {seconds:g} s: {job}"
-            with suppress(Unreachable):
+            try:
                 if until(job := self.client.jobs.show(job_id)):
                     return job
+            except FallLineError as error:
+                if not error.passing:
+                    raise
             time.sleep(0.05)  # polls a condition
 
 
