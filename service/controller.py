@@ -48,7 +48,8 @@ class Controller:
         self.store = Store(settings.database_url)
         self.artifacts = ArtifactStore(settings.artifacts)
         self.lead = Lead(self.store, identity(), settings.lease_seconds)
-        self.publisher = Publisher(self.store, self.artifacts, self._connect_mlflow, lambda: self.lead.is_held)
+        self.led = self.store.led_by(self.lead.owner)  # what is written here must not come late
+        self.publisher = Publisher(self.led, self.artifacts, self._connect_mlflow, lambda: self.lead.is_held)
         self.stopping = threading.Event()
         self.began = time.time()
         self.ray = Part("starting", self.began, f"joining {settings.ray_address}")
@@ -138,7 +139,7 @@ class Controller:
                 raise ClusterLost(f"nothing listens on {address}")
         cluster = Cluster(address, self.settings.trainer_orphan_seconds)
         self._handle_signals()  # again: joining puts handlers of Ray's in their place
-        keeper = JobKeeper(self.store, cluster, self.artifacts, self.settings, self.lead)
+        keeper = JobKeeper(self.led, cluster, self.artifacts, self.settings, self.lead)
         keeper.adopt()
         self.ray = Part("up", time.time())
         log.info("joined %s", address)

@@ -1,7 +1,8 @@
 """The connection to the store: one engine, reads and writes as transactions, SQLite set up to keep its promises."""
 
+import copy
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ class Database:
         self.url, self.busy_seconds = url, busy_seconds
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine: Engine = create_engine(url, pool_pre_ping=not self.is_sqlite, pool_timeout=busy_seconds)
+        self._guard: Callable[[Connection], None] = lambda connection: None
         if self.is_sqlite:
             event.listen(self.engine, "connect", self._set_up_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
@@ -45,7 +47,14 @@ class Database:
         with _outages(), self.engine.connect() as connection:
             connection = connection.execution_options(fallline_writes=True)
             with connection.begin():
+                self._guard(connection)
                 yield connection
+
+    def guarded(self, guard: Callable[[Connection], None]) -> "Database":
+        """The same one, by the same connections; each write begins with `guard`, in the same transaction."""
+        found = copy.copy(self)
+        found._guard = guard
+        return found
 
     def close(self) -> None:
         """Close all connections."""

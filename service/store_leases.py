@@ -16,7 +16,6 @@ from service.job_state import FINAL, QUEUED, RUNNING, SUCCEEDED
 from service.records import JobRecord, Json, NewEvent
 from service.store_events import NewPoint, add_events, add_points
 from service.store_jobs import change, get_job
-from service.store_lead import refuse_unless_leading
 from service.tables import jobs
 
 
@@ -31,13 +30,9 @@ class LeaseStore:
             return change(connection, job_id, event, values)
 
     def claim_job(self, owner: str, lease_seconds: float, job_id: str | None = None) -> JobRecord | None:
-        """That job (None: the next one) under a lease of `owner` with the next epoch; None: there is nothing to claim.
-
-        Raises LeadLost when another controller leads.
-        """
+        """That job (None: the next) under a lease of `owner` with the next epoch; None: there is nothing to claim."""
         now = time.time()
         with self.database.write() as connection:
-            refuse_unless_leading(connection, owner)
             if job_id is None:
                 found = _expired(connection, now) or _in_turn(connection, 1)
                 if not found:
