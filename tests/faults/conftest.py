@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ __all__ = ["new_service", "table"]  # fixtures
 WORKER_SLOTS = 6
 LEASE_SECONDS = 10.0
 PATIENCE_S = 240.0  # for what takes some seconds on an idle machine
+ROOT = Path(__file__).parents[2]
 Job = dict[str, Any]
 log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # seeds and figures are not to drown in requests
@@ -73,13 +76,31 @@ class Watched(Service):
         (found,) = [pid for pid in self.processes() if Path(f"/proc/{pid}/exe").resolve().name == program]
         return found
 
-    def faults(self, job_id: str, after: int = 0) -> list[Job]:
-        """The job's events of faults after event number `after`, oldest first."""
+    def inside(self, *fault: str) -> None:
+        """Has a fault of `inside` happen in an actor that is at work."""
+        command = [sys.executable, "-m", "tests.faults.inside", *fault]
+        subprocess.run(command, env=self.environment("controller"), cwd=ROOT, timeout=PATIENCE_S, check=True)
+
+    def events(self, job_id: str, after: int = 0) -> list[Job]:
+        """The job's events after number `after`, oldest first."""
         found, more = list[Job](), True
         while more:
             page = self.client.jobs.events_page(job_id, after=found[-1]["id"] if found else after, limit=1000)
             found, more = found + page["data"], page["has_more"]
-        return [event for event in found if event["type"] == "fault"]
+        return found
+
+    def messages(self, job_id: str, kind: str) -> list[str]:
+        """What the job's events of that type say."""
+        return [event["message"] for event in self.events(job_id) if event["type"] == kind]
+
+    def resumed_at(self, job_id: str) -> list[int]:
+        """The steps that attempts of the job went on from."""
+        begins, told = "goes on from the checkpoint of step ", self.messages(job_id, "checkpoint")
+        return [int(message.removeprefix(begins)) for message in told if message.startswith(begins)]
+
+    def faults(self, job_id: str, after: int = 0) -> list[Job]:
+        """The job's events of faults after event number `after`, oldest first."""
+        return [event for event in self.events(job_id, after) if event["type"] == "fault"]
 
     def losses(self, job_id: str, after: int = 0) -> list[Job]:
         """Those of them that tell of workers that were lost in a step."""

@@ -56,6 +56,6 @@ def test_a_moved_clock_changes_nothing(
     running.client.jobs.cancel(job_id)
     running.job(job_id, running.ended, PATIENCE_S)
     running.check(*waiting, undisturbed=undisturbed)
-    events = running.client.jobs.events_page(job_id, limit=1000)["data"]
+    events = running.events(job_id)
     assert [event["id"] for event in events] == list(range(1, len(events) + 1))
     assert running.local.endpoints["pids"]["controller"] == controller, "the clock has ended it"

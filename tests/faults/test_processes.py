@@ -1,10 +1,12 @@
-"""kill -9 of each process of a real service while it trains, and of all at once: no bit and no point differs."""
+"""kill -9 of each process of a real service while it trains, and of all at once, and MLflow stopped for a while."""
 
+import logging
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service import launcher
@@ -13,6 +15,7 @@ from .conftest import PATIENCE_S
 from .picture import JobPicture, Json, started
 
 pytestmark = pytest.mark.system
+log = logging.getLogger(__name__)
 GONE_S = 10.0  # a service whose supervisor was killed is gone within
 
 
@@ -23,6 +26,8 @@ def test_a_part_is_killed(running: Any, spec: Json, undisturbed: JobPicture, par
         running.kill(part)
     running.succeeded(job_id, undisturbed)
     running.wait_for(running.is_ready, PATIENCE_S, "all parts")
+    if part != "ray":
+        assert running.faults(job_id) == [], "the trainer has noticed"
 
 
 @pytest.mark.parametrize("program", ["raylet", "gcs_server"])
@@ -32,6 +37,43 @@ def test_a_process_of_rays_is_killed(running: Any, spec: Json, undisturbed: JobP
         os.kill(running.named(program), signal.SIGKILL)
     running.succeeded(job_id, undisturbed)
     running.wait_for(running.is_ready, PATIENCE_S, "all parts")
+
+
+def run_status(running: Any, job_id: str) -> str | None:
+    """How the job's run stands in MLflow; None: it has none yet."""
+    run = running.client.jobs.show(job_id)["mlflow"]
+    if run is None:
+        return None
+    url = f"{running.local.endpoints['mlflow']}/api/2.0/mlflow/runs/get"
+    return str(httpx.get(url, params={"run_id": run["run_id"]}, timeout=30).json()["run"]["info"]["status"])
+
+
+def test_a_hung_mlflow_delays_no_job_and_loses_no_metric(running: Any, spec: Json, undisturbed: JobPicture) -> None:
+    """SIGSTOP of the server and all below it, then SIGCONT."""
+    job_id = running.training(spec)
+    with running.stopped("mlflow"):
+        # The reconcile loop goes on: another job comes and is cancelled.
+        other = running.training({**spec, "training": {**spec["training"], "epochs": 100_000}})
+        running.client.jobs.cancel(other)
+        log.info("cancelled after %.1f s", running.wait_for(lambda: has_ended(running, other), PATIENCE_S, "its end"))
+        waiting = running.job(
+            job_id, lambda job: job["progress"]["phase"] == "registering" and job["status_reason"], PATIENCE_S
+        )
+        assert waiting["status_reason"].startswith("waiting for MLflow since 20")
+        assert waiting["status"] == "running"
+        running.wait_for(lambda: running.client.health().get("missing") == ["mlflow"], PATIENCE_S, "readyz naming it")
+        late = running.submit(spec)
+        running.job(late, lambda job: (job["progress"] or {}).get("phase") == "registering", PATIENCE_S)
+        assert running.client.jobs.cancel(late)["status"] == "cancelled"  # not only when MLflow is back
+    running.succeeded(job_id, undisturbed)
+    assert len([m for m in running.messages(job_id, "log") if m.startswith("waiting for MLflow")]) == 1
+    for ended in (other, late):
+        running.wait_for(lambda id=ended: run_status(running, id) == "KILLED", PATIENCE_S, f"the end of {ended}'s run")
+    assert running.check(late).jobs[late].tracked_versions == ()
+
+
+def has_ended(running: Any, job_id: str) -> bool:
+    return bool(running.ended(running.client.jobs.show(job_id)))
 
 
 def kill_supervisor(running: Any) -> None:

@@ -8,11 +8,8 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +21,6 @@ from .picture import JobPicture, started
 
 pytestmark = pytest.mark.system
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).parents[2]
 
 SEED = int(os.environ.get("FALLLINE_FAULTS_SEED", "0"))
 ALL, QUICK = (200, 20, 600), (10, 2, 150)  # kills, jobs at least, epochs of 30 steps
@@ -106,18 +102,9 @@ def test_a_write_of_a_worker_that_was_taken_for_hung_reaches_no_later_step(
         assert faults == 1 or seed > SEED
 
 
-def inside(running: Any, fault: str) -> None:
-    """Have the fault happen inside a worker that is at work."""
-    controller = running.local.endpoints["pids"]["controller"]
-    pairs = Path(f"/proc/{controller}/environ").read_bytes().decode().split("\0")
-    environ = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    command = [sys.executable, "-m", "tests.faults.inside", fault]
-    subprocess.run(command, env=environ, cwd=ROOT, timeout=PATIENCE_S, check=True)
-
-
 def test_a_worker_that_exits_costs_no_bit(running: Any, spec: dict[str, Any], undisturbed: JobPicture) -> None:
     job_id = running.submit(spec)
-    inside(running, "exit")
+    running.inside("exit")
     job = running.succeeded(job_id, undisturbed)
     assert job["result"]["worker_failures"] == 1
 
@@ -127,7 +114,7 @@ def test_a_worker_without_memory_fails_its_job_with_the_reason_and_no_other(
 ) -> None:
     job_id = running.submit({**spec, "training": {**spec["training"], "epochs": 10_000}})
     running.job(job_id, lambda job: running.step(job) > 0, PATIENCE_S)
-    inside(running, "memory")
+    running.inside("memory")
     job = running.job(job_id, running.ended, PATIENCE_S)
     assert (job["status"], job["error"]["code"]) == ("failed", "out_of_memory")
     assert "7.28 TiB" in job["error"]["message"]

@@ -3,9 +3,10 @@
 import csv
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +67,11 @@ class Service:
                 continue  # it has just ended
         return found
 
+    def environment(self, part: str) -> dict[str, str]:
+        """A part's own, for what is to join it."""
+        pairs = Path(f"/proc/{self.local.endpoints['pids'][part]}/environ").read_bytes().decode().split("\0")
+        return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
     def kill(self, part: str) -> None:
         """SIGKILL to a part's own process, not to its launcher."""
         os.kill(self.local.endpoints["pids"][part], signal.SIGKILL)
@@ -82,6 +88,18 @@ class Service:
         finally:
             for member in family:
                 os.kill(member, signal.SIGCONT)
+
+    def stop_between_transactions(self, pid: int) -> None:
+        """SIGSTOP at a moment when the process does not hold SQLite's lock, which would stop everybody."""
+        for _ in range(100):
+            os.kill(pid, signal.SIGSTOP)
+            with closing(sqlite3.connect(self.local.home / "fallline.db", timeout=0.5)) as connection:
+                with suppress(sqlite3.OperationalError):  # database is locked
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.rollback()
+                    return
+            os.kill(pid, signal.SIGCONT)
+        raise AssertionError("the process holds the store's lock whenever it is stopped")
 
     def job(self, job_id: str, until: Callable[[Job], Any], seconds: float = 90) -> Job:
         """The job, as soon as `until` is true of it. The API may be away meanwhile."""
