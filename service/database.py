@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Row, create_engine, event, exc, select, text, update
+from sqlalchemy import Connection, Engine, Row, create_engine, event, exc, select, update
 from sqlalchemy.engine import make_url
 
 from service.errors import StoreUnavailable
@@ -105,6 +105,6 @@ def read_counter(connection: Connection, name: str) -> int:
 
 
 def ping(database: Database) -> None:
-    """Raises when the database does not answer."""
+    """Raises when the database does not answer. It reads a row: SQLite answers `SELECT 1` without its file."""
     with database.read() as connection:
-        connection.execute(text("SELECT 1"))
+        connection.execute(select(counters.c.name).limit(1))
