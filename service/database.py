@@ -2,6 +2,7 @@
 
 import copy
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -14,6 +15,7 @@ from service.errors import StoreUnavailable
 from service.tables import counters
 
 BUSY_SECONDS = 30.0  # the patience of who has nothing better to do than to wait
+SQLITE_CONNECTIONS = 64  # more than there are threads: none waits for another's
 T = TypeVar("T")
 
 
@@ -29,7 +31,9 @@ class Database:
     def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS) -> None:
         self.url, self.busy_seconds = url, busy_seconds
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
-        self.engine: Engine = create_engine(url, pool_pre_ping=not self.is_sqlite, pool_timeout=busy_seconds)
+        pool = {"pool_size": SQLITE_CONNECTIONS} if self.is_sqlite else {"pool_pre_ping": True}
+        self.engine: Engine = create_engine(url, pool_timeout=busy_seconds, **pool)
+        self._turn = threading.Lock()  # of this process's writers
         self._guard: Callable[[Connection], None] = lambda connection: None
         if self.is_sqlite:
             event.listen(self.engine, "connect", self._set_up_sqlite)
@@ -44,11 +48,25 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction, which no other writer comes between; rolled back when the block raises."""
-        with _outages(), self.engine.connect() as connection:
+        with _outages(), self._in_turn(), self.engine.connect() as connection:
             connection = connection.execution_options(fallline_writes=True)
             with connection.begin():
                 self._guard(connection)
                 yield connection
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """SQLite takes one writer at a time. Those that wait for it look again now and then, in no order, and the
+        unlucky ones among many give up; so threads of one process wait for each other here."""
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._turn.acquire(timeout=self.busy_seconds):
+            raise StoreUnavailable("too many transactions wait for it")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def guarded(self, guard: Callable[[Connection], None]) -> "Database":
         """The same one, by the same connections; each write begins with `guard`, in the same transaction."""

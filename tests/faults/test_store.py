@@ -75,7 +75,7 @@ def test_a_store_that_is_locked_for_30_s_loses_nothing(
     running.succeeded(job_id, undisturbed)
 
 
-def test_a_controller_stopped_in_a_transaction_stops_nobody_for_long(
+def test_a_controller_stopped_in_a_transaction_is_told_as_such(
     running: Any, spec: Json, undisturbed: JobPicture
 ) -> None:
     """SQLite without WAL: its lock is everybody's. Readers are told so; it goes on where it was."""
