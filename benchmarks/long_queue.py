@@ -16,7 +16,7 @@ from service.idempotency import new_id
 from service.local_service import LocalService
 from service.store import Store
 
-QUEUED, SUBMISSIONS = 10_000, 400
+QUEUED, SUBMISSIONS = 10_000, 300
 LIMITS = {"FALLLINE_MAX_RUNNING_JOBS": "1", "FALLLINE_MAX_QUEUED_JOBS": str(2 * QUEUED)}
 
 

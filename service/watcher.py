@@ -1,6 +1,6 @@
 """One look at the store for all event streams: they sleep until something has happened anywhere.
 
-The counters are one small read each; 500 open streams cost no more than one.
+The counters are one small read each; 500 open streams cost no more than one, and share what they read when woken.
 """
 
 import asyncio

@@ -46,9 +46,9 @@ class Watched(Service):
         self.__init__(self.local)  # type: ignore[misc]
         self.acknowledged = acknowledged
 
-    def submit(self, spec: Job, **arguments: Any) -> str:
+    def submit(self, spec: Job) -> str:
         """The id of a job that the service has acknowledged."""
-        self.acknowledged.append(str(self.client.jobs.submit(spec, **arguments)["id"]))
+        self.acknowledged.append(str(self.client.jobs.submit(spec)["id"]))
         return self.acknowledged[-1]
 
     def training(self, spec: Job) -> str:
