@@ -2,8 +2,8 @@
 
 Usage: python -m benchmarks [SECTION ...] [--mnist FOLDER] [--rounds N] [--seconds S] [--clock wall|process]
 
-Sections: engine, distribution, peers, time, mnist, local; all of them, unless some are named. accuracy, a table of its
-own, runs only when it is named.
+Sections: engine, distribution, peers, time, queue, mnist, local; all of them, unless some are named. accuracy, a table
+of its own, runs only when it is named.
 """
 
 import argparse
@@ -21,6 +21,7 @@ SECTIONS = {
     "distribution": "distribution",
     "peers": "two_cores",
     "time": "latency",
+    "queue": "long_queue",
     "mnist": "mnist",
     "local": "local_rounds",
 }

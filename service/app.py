@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,8 @@ from service.store import Store
 from service.watcher import Watcher
 
 SHUTDOWN_S = 2
+OPEN_FILES = 65_536  # each open event stream is one
+BUSY_S = 5.0  # a caller would rather hear soon that the store is locked
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -33,7 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.make_folders()
         migrate(settings.database_url)
-        store = Store(settings.database_url)
+        store = Store(settings.database_url, BUSY_S)
         uploads.sweep(store, settings.datasets)
         predictor = Predictor(store, settings.artifacts, settings.loaded_models)
         watcher = Watcher(store, predictor.forget_deployments)
@@ -77,6 +80,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _allow_open_files()
     threadpool_limits(1)  # rows are few and requests many: BLAS threads only get into each other's way
     config = uvicorn.Config(
         create_app(settings),
@@ -89,6 +93,13 @@ def main() -> int:
     )
     Server(config).run()
     return 0
+
+
+def _allow_open_files() -> None:
+    """As many as the machine's administrator allows, which is more than a shell begins with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 if __name__ == "__main__":

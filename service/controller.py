@@ -16,11 +16,11 @@ from types import FrameType
 
 from service.artifacts import ArtifactStore
 from service.disk import DiskWatch
-from service.errors import LeadLost, StoreFull
+from service.errors import LeadLost, StoreUnavailable
 from service.job_keeper import JobKeeper
 from service.lead import Lead
 from service.migrate import migrate
-from service.parts import LEAD_LOST, RAY_LOST, STORE_FULL, Part, last_sign, run_folder, write_parts
+from service.parts import LEAD_LOST, RAY_LOST, STORE_UNAVAILABLE, Part, last_sign, run_folder, write_parts
 from service.ports import listens
 from service.process_identity import identity
 from service.publisher import MlflowServer, Publisher
@@ -49,8 +49,9 @@ class Controller:
         self.store = Store(settings.database_url)
         self.artifacts = ArtifactStore(settings.artifacts)
         self.lead = Lead(self.store, identity(), settings.lease_seconds)
-        self.publisher = Publisher(self.store, self.artifacts, self._connect_mlflow, lambda: self.lead.is_held)
         self.disks = DiskWatch(settings.written, settings.disk_reserve_bytes)
+        self.led = self.store.led_by(self.lead.owner)  # what is written here must not come late
+        self.publisher = Publisher(self.led, self.artifacts, self._connect_mlflow, lambda: self.lead.is_held)
         self.stopping = threading.Event()
         self.began = time.time()
         self.ray = Part("starting", self.began, f"joining {settings.ray_address}")
@@ -80,9 +81,9 @@ class Controller:
         except LeadLost as error:
             log.warning("%s", error)
             return LEAD_LOST
-        except StoreFull as error:  # at the start; later ones are sat out
+        except StoreUnavailable as error:  # at the start; later ones are sat out
             log.error("%s", error)
-            return STORE_FULL
+            return STORE_UNAVAILABLE
         return 0
 
     def _take_lead(self) -> bool:
@@ -136,7 +137,7 @@ class Controller:
                 raise ClusterLost(f"nothing listens on {address}")
         cluster = Cluster(address, self.settings.trainer_orphan_seconds)
         self._handle_signals()  # again: joining puts handlers of Ray's in their place
-        keeper = JobKeeper(self.store, cluster, self.artifacts, self.settings, self.lead, self.disks)
+        keeper = JobKeeper(self.led, cluster, self.artifacts, self.settings, self.lead, self.disks)
         keeper.adopt()
         self.ray = Part("up", time.time())
         log.info("joined %s", address)

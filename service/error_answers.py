@@ -11,11 +11,21 @@ from starlette.requests import ClientDisconnect, Request
 
 from core.errors import DataError, SpecificationError
 from service.answers import Answer
-from service.errors import ApiError, Conflict, InvalidTransition, KeyReused, NotFound, QueueFull, StoreFull
+from service.errors import (
+    ApiError,
+    Conflict,
+    InvalidTransition,
+    KeyReused,
+    NotFound,
+    QueueFull,
+    StoreFull,
+    StoreUnavailable,
+)
 from service.schemas import path_of
 
 log = logging.getLogger(__name__)
 QUEUE_RETRY_SECONDS = 10
+STORE_RETRY_SECONDS = 5
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -55,6 +65,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(StoreFull)
     def _disk(_: Request, error: StoreFull) -> Answer:
         return error_answer(507, "disk_full", str(error))
+
+    @app.exception_handler(StoreUnavailable)
+    def _unavailable(request: Request, error: StoreUnavailable) -> Answer:
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+        headers = {"Retry-After": str(STORE_RETRY_SECONDS)}
+        return error_answer(503, "store_unavailable", f"{error}; try again later", headers=headers)
 
     @app.exception_handler(Conflict)
     def _conflict(_: Request, error: Conflict) -> Answer:

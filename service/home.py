@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,3 +38,17 @@ def only_one(home: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def new_ray_folder(home: Path) -> Path:
+    """A folder for Ray's sockets and scratch files: in /tmp, since a socket's path ends near 107 bytes.
+
+    `run/ray` leads there. The last one of this home goes: where the whole service was killed, nobody else is left to.
+    """
+    link = run_folder(home) / "ray"
+    if link.is_symlink():
+        shutil.rmtree(os.readlink(link), ignore_errors=True)
+        link.unlink()
+    folder = Path(tempfile.mkdtemp(prefix="fallline-", dir="/tmp"))
+    link.symlink_to(folder)
+    return folder

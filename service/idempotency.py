@@ -7,12 +7,13 @@ from typing import Any
 import orjson
 
 from service.answers import Answer
-from service.errors import ApiError
+from service.errors import ApiError, StoreUnavailable
 from service.store import Store
 
 Json = dict[str, Any]
 LONGEST_KEY = 200
-_kept: set[tuple[str, str]] = set()  # refused, and not given back: a full store takes nothing, that neither
+# Keys (and routes) of requests that ended here without an answer: the store was away, and could not be told so either.
+_cut_off: set[tuple[str, str]] = set()
 
 
 def new_id(prefix: str) -> str:
@@ -33,19 +34,22 @@ def create_once(
 
     `find(resource_id)`: what a request under the same key that was cut off by a crash had made, if anything: it is not
     made twice. A refusal gives the key back. ApiError 409 idempotency_in_progress while the first request is at work.
+    After StoreUnavailable the key is free for another try, unless the resource was made all the same.
     """
     if key is None:
         status, answer = create(resource_id)
         return Answer(answer, status)
     if not 1 <= len(key) <= LONGEST_KEY or not key.isprintable():
         raise ApiError(400, "invalid_request", f"a key has 1 to {LONGEST_KEY} printable characters", "Idempotency-Key")
-    if (key, route) in _kept:
-        _give_back(store, key, route)
     known = store.begin_idempotent(key, route, body_sha256, resource_id)
     if known is not None:
         if known.status is not None and known.answer is not None:
             return Answer(orjson.loads(known.answer), known.status)
         made = find(known.resource_id)
+        if made is None and (key, route) in _cut_off:
+            store.release_idempotent(key, route)
+            _cut_off.discard((key, route))
+            return create_once(store, key, route, body_sha256, resource_id, create, find)
         if made is None:
             message = "the first request under this key is still at work"
             raise ApiError(409, "idempotency_in_progress", message, "Idempotency-Key", headers={"Retry-After": "1"})
@@ -53,8 +57,10 @@ def create_once(
     else:
         try:
             status, answer = create(resource_id)
+        except StoreUnavailable:
+            _cut_off.add((key, route))
+            raise
         except BaseException:
-            _kept.add((key, route))
             _give_back(store, key, route)
             raise
     store.finish_idempotent(key, route, status, orjson.dumps(answer).decode())
@@ -62,6 +68,7 @@ def create_once(
 
 
 def _give_back(store: Store, key: str, route: str) -> None:
-    """As soon as the store takes it: now, or when the key comes again."""
-    store.release_idempotent(key, route)
-    _kept.discard((key, route))
+    try:
+        store.release_idempotent(key, route)
+    except StoreUnavailable:
+        _cut_off.add((key, route))  # the next request under it will

@@ -15,12 +15,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from service import disk, reconcile, reports
 from service.artifacts import ArtifactStore
 from service.disk import DiskWatch
-from service.errors import LeadLost, LeaseLost, StoreFull
+from service.errors import LeadLost, LeaseLost, StoreUnavailable
 from service.job_events import Do, Effect, End, Event, TrainerEnded, TrainerLost, TrainerMissing, TrainerRuns
 from service.job_state import FAILED, SUCCEEDED, state_of, step
 from service.lead import RENEWALS, Lead
@@ -79,6 +77,7 @@ class JobKeeper:
         self._shortage: str | None = None  # of room on the disks, as this turn has seen it
         self._told_of_room = False  # the jobs that wait for it
         self._renewed_at = clock()
+        self._broke_off = False
         self._claimed_at, self._claimed_number = -CLAIM_SECONDS, -1
 
     def adopt(self) -> None:
@@ -91,9 +90,8 @@ class JobKeeper:
         for job in self._claim_expired():
             if job.result is None and job.id in trainers:
                 handle = trainers.pop(job.id)
-                heard = reports.last_update(self.store.events_after(job.id, 0, ALL_EVENTS), handle.attempt)
-                self.held[job.id] = Held(handle, acknowledged=heard)
-                log.info("%s goes on, heard up to update %d", job.id, heard)
+                self.held[job.id] = Held(handle, acknowledged=self._heard(handle))
+                log.info("%s goes on, heard up to update %d", job.id, self.held[job.id].acknowledged)
             elif job.result is None and job.progress is not None:
                 self._guarded(job, lambda job: self._lost(job, "the trainer was lost while no controller ran"))
         for handle in trainers.values():
@@ -103,18 +101,24 @@ class JobKeeper:
     def turn(self) -> None:
         """One look at every job, then claims while there is room.
 
-        A store that is full takes nothing: what is to be written waits, and so does whatever would follow from it.
-        Trainers are asked all the same, for one that nobody asks ends; what they say, they say again.
+        While the store takes nothing, what is to be written waits, and so does whatever would follow from it: the next
+        turn goes on where this one broke off. Trainers are asked all the same, for one that nobody asks ends; what they
+        say, they say again.
         """
         try:
             self._turn()
-        except StoreFull as error:
+        except StoreUnavailable as error:
             log.warning("%s; trainers go on meanwhile", error)
+            self._broke_off = True
             for held in list(self.held.values()):
                 with suppress(errors.TrainerLost):  # the next turn that may write finds it, and says so
                     held.handle.poll(held.acknowledged)
 
     def _turn(self) -> None:
+        if self._broke_off:  # the store may have written what it gave no answer to
+            for held in self.held.values():
+                held.acknowledged = self._heard(held.handle)
+            self._broke_off = False
         self.lead.hold()
         self._look_at_disk()
         jobs = {job.id: job for job in self.store.leased_jobs(self.lead.owner)}
@@ -131,12 +135,16 @@ class JobKeeper:
         """Jobs that wait for room go on as soon as there is some; that it lacks is for `_look` and `_next` to say."""
         self._shortage = self.disks.shortage()
         if self._shortage is None and not self._told_of_room:
-            self.store.room_again(self.lead.owner)
+            self.store.room_again()
         self._told_of_room = self._shortage is None
 
     def save(self) -> None:
         """Has every job write a checkpoint, at the end of this process: Ray may be about to end, too."""
         self.cluster.save([held.handle for held in self.held.values()], SAVE_SECONDS)
+
+    def _heard(self, handle: TrainerHandle) -> int:
+        """The number of the trainer's last update that the store has."""
+        return reports.last_update(self.store.events_after(handle.job_id, 0, ALL_EVENTS), handle.attempt)
 
     # One job. Each method writes under the job's epoch; LeaseLost from any of them drops the job.
 
@@ -151,7 +159,7 @@ class JobKeeper:
         except errors.TrainerLost as error:
             why = str(error)
             self._guarded(job, lambda job: self._lost(job, why))
-        except (ClusterLost, LeadLost, StoreFull, SQLAlchemyError):
+        except (ClusterLost, LeadLost, StoreUnavailable):
             raise
         except Exception as error:
             number = uuid.uuid4().hex[:12]

@@ -122,7 +122,7 @@ def step(state: JobState, event: Event) -> Step:
             ours = state.status == RUNNING and state.lease_owner == event.owner
             return (replace(state, lease_expires_at=event.at + event.seconds) if ours else state), ()
         case TakeOver():
-            return (_without_lease(state, event.at) if state.status == RUNNING else state), ()
+            return (_without_lease(state) if state.status == RUNNING else state), ()
         case RoomAgain():
             return _room_again(state)
         case TrainerMissing():
@@ -261,14 +261,14 @@ def _trainer_ended(state: JobState, event: TrainerEnded) -> Step:
         return replace(state, trained=True, pause_requested=False, waits_for_disk=None), (Do.RELEASE,)
     if event.outcome == PAUSED and (state.pause_requested or state.waits_for_disk is not None):
         return _then(_paused(state, event.at), Do.RELEASE)
-    return _without_lease(state, event.at), (Do.RELEASE,)  # the pause was withdrawn too late: it is started again
+    return _without_lease(state), (Do.RELEASE,)  # the pause was withdrawn too late: it is started again
 
 
 def _trainer_lost(state: JobState, event: TrainerLost) -> Step:
     if event.error is not None:
         return _then(_move(state, FAILED, event.at, _message(event.error), event.error), Do.KILL)
     fault = Tell(NewEvent("fault", "warning", event.reason, {"attempt": event.epoch}))
-    return _without_lease(state, event.at), (fault, Do.KILL)
+    return _without_lease(state), (fault, Do.KILL)
 
 
 def _registration_begins(state: JobState, event: RegistrationBegins) -> Step:
@@ -309,9 +309,9 @@ def _move(state: JobState, status: str, at: float | None, message: str, error: J
     return replace(state, **changes), (told,)
 
 
-def _without_lease(state: JobState, at: float) -> JobState:
-    """Any controller may claim it now."""
-    return replace(state, lease_expires_at=at)
+def _without_lease(state: JobState) -> JobState:
+    """Any controller may claim it now, whatever its clock says."""
+    return replace(state, lease_expires_at=None)
 
 
 def _then(so_far: Step, effect: Do) -> Step:

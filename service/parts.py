@@ -17,8 +17,8 @@ from service import disk
 
 PARTS = ("controller", "ray", "mlflow")
 STALE_SECONDS = 10.0
-# The controller's exit codes: Ray is gone; another controller works; the store takes nothing at the start.
-RAY_LOST, LEAD_LOST, STORE_FULL = 75, 76, 77
+# The controller's exit codes: Ray is gone; another controller works; the store is away at the start.
+RAY_LOST, LEAD_LOST, STORE_UNAVAILABLE = 75, 76, 77
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,9 @@ import uuid
 from collections.abc import Callable
 from typing import Protocol
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from service import disk, registrar
 from service.artifacts import ArtifactStore
-from service.errors import LeaseLost, StoreFull
+from service.errors import LeadLost, LeaseLost, StoreUnavailable
 from service.job_state import FINAL, RUNNING
 from service.parts import Part
 from service.records import JobRecord, ModelRecord
@@ -34,7 +32,7 @@ log = logging.getLogger(__name__)
 PASS_SECONDS = 0.3
 POINTS_SECONDS = 1.0
 ALIAS_SECONDS = 3.0
-FULL_SECONDS = 1.0  # between two tries to write into a store that is full
+AWAY_SECONDS = 1.0  # between two tries while the store takes nothing
 START_SECONDS = 60.0  # how long an MLflow that was never seen yet counts as starting
 WAITING, REFUSES = "waiting for MLflow since", "MLflow refuses"
 POINTS_PER_CALL = 1000
@@ -62,8 +60,9 @@ class Publisher(threading.Thread):
         connect: Callable[[], MlflowServer],
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`connect` is called in the thread: it imports MLflow, which takes seconds. While `leads` says no, another
-        controller may be publishing: this one is silent then, and after a call of MLflow's that took that long, too."""
+        """`store`: one that refuses writes once another controller leads (`Store.led_by`), however long MLflow has kept
+        this one waiting. `connect` is called in the thread: it imports MLflow, which takes seconds. While `leads` says
+        no, another controller may be publishing: this one is silent towards MLflow then."""
         super().__init__(name="publisher", daemon=True)
         self.store, self.artifacts, self.connect, self.leads = store, artifacts, connect, leads
         self.part = Part("starting", time.time(), "not asked yet")
@@ -80,9 +79,9 @@ class Publisher(threading.Thread):
         while not self.stopping.wait(PASS_SECONDS):
             try:
                 self.once(mlflow)
-            except StoreFull as error:  # the next pass says it all again
+            except (StoreUnavailable, LeadLost) as error:  # the next pass says it all again
                 log.warning("%s", error)
-                self.stopping.wait(FULL_SECONDS)
+                self.stopping.wait(AWAY_SECONDS)
 
     def once(self, mlflow: MlflowServer) -> None:
         """One pass over all that MLflow has not been told. An outage ends it; the next one starts with another job."""
@@ -143,7 +142,7 @@ class Publisher(threading.Thread):
         """Run, points, model, end: each as far as the job is. What is wrong with one job is no matter to the others."""
         try:
             self._tell(mlflow, job)
-        except (TrackingDown, StoreFull, SQLAlchemyError):
+        except (TrackingDown, StoreUnavailable, LeadLost):
             raise
         except LeaseLost as lost:
             log.info("%s", lost)
@@ -163,8 +162,7 @@ class Publisher(threading.Thread):
             return
         if job.status in FINAL and not job.run_ended:
             mlflow.end_run(run.run_id, job.status, job.finished_at or time.time())
-            if self.leads():
-                self.store.mark_run_ended(job.id)
+            self.store.mark_run_ended(job.id)
 
     def _give_up(self, job: JobRecord, error: Exception) -> None:
         """What nobody foresaw: the log has it under an id, and a job that was to be registered fails with that."""
@@ -180,15 +178,12 @@ class Publisher(threading.Thread):
         if job.run_id is not None and job.experiment_id is not None:
             return RunReference(job.run_id, job.experiment_id)
         run = mlflow.start_run(registrar.describe(self.store, job))
-        if self.leads():
-            self.store.set_run(job.id, run.run_id, run.experiment_id)
+        self.store.set_run(job.id, run.run_id, run.experiment_id)
         return run
 
     def _points(self, mlflow: MlflowServer, job: JobRecord, run: RunReference) -> None:
         while points := self.store.unpublished_points(job.id, POINTS_PER_CALL):
             mlflow.log_points(run.run_id, [TrackedPoint(p.series, p.step, p.value, p.timestamp) for p in points])
-            if not self.leads():
-                return
             self.store.mark_published(job.id, points[-1].seq)
 
     def _pending_aliases(self) -> list[ModelRecord]:

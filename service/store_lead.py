@@ -54,8 +54,9 @@ class LeadStore:
 
 def refuse_unless_leading(connection: Connection, owner: str) -> None:
     """Raises LeadLost when another than `owner` leads."""
-    lead = _leader(connection)
-    if lead is not None and lead.owner != owner:
+    found = select(leads.c.owner).where(leads.c.name == _NAME).with_for_update(read=True)
+    leader = connection.execute(found).scalar()  # locked, so that it stays true for as long as the transaction lasts
+    if leader is not None and leader != owner:
         raise LeadLost(owner)
 
 

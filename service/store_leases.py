@@ -17,7 +17,6 @@ from service.job_state import FINAL, PAUSED, QUEUED, RUNNING, SUCCEEDED
 from service.records import JobRecord, Json, NewEvent
 from service.store_events import NewPoint, add_events, add_points
 from service.store_jobs import change, get_job
-from service.store_lead import refuse_unless_leading
 from service.tables import jobs
 
 
@@ -32,13 +31,9 @@ class LeaseStore:
             return change(connection, job_id, event, values)
 
     def claim_job(self, owner: str, lease_seconds: float, job_id: str | None = None) -> JobRecord | None:
-        """That job (None: the next one) under a lease of `owner` with the next epoch; None: there is nothing to claim.
-
-        Raises LeadLost when another controller leads.
-        """
+        """That job (None: the next) under a lease of `owner` with the next epoch; None: there is nothing to claim."""
         now = time.time()
         with self.database.write() as connection:
-            refuse_unless_leading(connection, owner)
             if job_id is None:
                 found = _expired(connection, now) or _in_turn(connection, 1)
                 if not found:
@@ -70,14 +65,10 @@ class LeaseStore:
             if changed.rowcount == 1 and reason is not None:
                 add_events(connection, job_id, [NewEvent("log", "info", reason, {"status_reason": reason})])
 
-    def room_again(self, owner: str) -> None:
-        """The disks have room: the jobs that the service has paused for them go on, queued ones wait for it no more.
-
-        Raises LeadLost when another controller leads than `owner`.
-        """
+    def room_again(self) -> None:
+        """The disks have room: the jobs that the service has paused for them go on, queued ones wait for it no more."""
         waiting = jobs.c.status == QUEUED, jobs.c.status_reason.startswith(disk.WAITING)
         with self.database.write() as connection:
-            refuse_unless_leading(connection, owner)
             paused = select(jobs.c.id).where(jobs.c.status == PAUSED, jobs.c.waits_for_disk.is_not(None))
             for job_id in connection.execute(paused.order_by(jobs.c.number)).scalars().all():
                 change(connection, job_id, RoomAgain(time.time()))

@@ -14,10 +14,8 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from select import select
 from types import FrameType
 
@@ -33,7 +31,7 @@ from service.embedded import (
     without_ray,
 )
 from service.errors import ServiceError
-from service.home import ServeError, only_one
+from service.home import ServeError, new_ray_folder, only_one
 from service.ports import LOOPBACK, chosen_port, free_port, listens
 from service.settings import Settings
 from service.supervised_part import SupervisedPart
@@ -74,6 +72,8 @@ class Supervisor:
         self.ray_address = settings.ray_address
         self.token = new_token()
         self.pids: dict[str, int] = {}
+        self._sign: float | None = None  # the controller's last, and when it came: the wall's clock may be moved
+        self._sign_at = time.monotonic()
         self.api = SupervisedPart("api", self._api, settings.logs, API_GRACE)
         self.controller = SupervisedPart("controller", self._controller, settings.logs, CONTROLLER_GRACE)
         self.ray = None if settings.ray_address else SupervisedPart("ray", self._ray, settings.logs, RAY_GRACE)
@@ -99,7 +99,7 @@ class Supervisor:
     def _ray(self) -> Command:
         port = free_port()
         self.ray_address = f"{LOOPBACK}:{port}"
-        folder = Path(tempfile.mkdtemp(prefix="fallline-", dir="/tmp"))
+        folder = new_ray_folder(self.settings.home)
         environment = ray_environment(own_environment(), self.token)
         return ray_head(environment, port, folder, self.settings.worker_slots)
 
@@ -199,16 +199,17 @@ class Supervisor:
             part.restart()
 
     def _look_at_status(self) -> None:
-        home, now = self.settings.home, time.time()
-        states = parts.read_parts(home, now)
+        home, now = self.settings.home, time.monotonic()
+        states = parts.read_parts(home, time.time())
         if not self.everything_is_up and all(part.state == "up" for part in states.values()):
             self.everything_is_up = True
             self.tell(f"everything is up ({self._elapsed()}): MLflow {self.mlflow_url}, Ray {self.ray_address}")
-        if self.controller.child is not None and self.controller.age() > SILENT_SECONDS:
-            seen = parts.last_sign(home)
-            if seen is None or now - seen > SILENT_SECONDS:
-                self.tell(f"controller silent for {SILENT_SECONDS:g} s, started again (see {self.controller.log})")
-                self.controller.restart()
+        if (sign := parts.last_sign(home)) != self._sign:
+            self._sign, self._sign_at = sign, now
+        silent = min(self.controller.age(), now - self._sign_at) > SILENT_SECONDS
+        if self.controller.child is not None and silent:
+            self.tell(f"controller silent for {SILENT_SECONDS:g} s, started again (see {self.controller.log})")
+            self.controller.restart()
 
     def _are_pids_stale(self) -> bool:
         """A command is not below its launcher (any more): else a search through all processes is not worth it."""

@@ -1,12 +1,13 @@
 """One look at the store for all event streams: they sleep until something has happened anywhere.
 
-The counters are one small read each; 500 open streams cost no more than one.
+The counters are one small read each; 500 open streams cost no more than one, and share what they read when woken.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
 
+from service.errors import StoreUnavailable
 from service.store import Store
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,9 @@ class Watcher:
         while not self.stopping:
             try:
                 found = await asyncio.to_thread(self._look)
-            except Exception:  # whatever befalls the store: all streams hang on this loop
+            except Exception as error:  # whatever befalls the store: all streams hang on this loop
                 if self.failures % LOOKS_A_LOG == 0:
-                    log.exception("the store does not answer")
+                    log.error("%s", error, exc_info=None if isinstance(error, StoreUnavailable) else error)
                 self.failures += 1
                 found = (events, deployments)
             if found[0] != events:

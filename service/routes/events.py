@@ -1,5 +1,6 @@
 """/v1/jobs/{id}/events: a job's events as a list, or as a live stream that can be taken up again anywhere."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from service import answers
 from service.answers import Answer
 from service.context import Context, context
-from service.errors import ApiError, NotFound
+from service.errors import ApiError, NotFound, StoreUnavailable
 from service.job_state import FINAL
 from service.records import EventRecord
 from service.routes.parameters import LARGEST
@@ -54,9 +55,11 @@ async def _stream(parts: Context, job_id: str, after: int) -> AsyncIterator[byte
     while not parts.watcher.stopping:
         woken = parts.watcher.next_event()  # taken before the look: what comes in between wakes at once
         try:
-            ended, found = await run_in_threadpool(_look, parts, job_id, after)
+            ended, found = await _shared_look(parts, woken, job_id, after)
         except NotFound:
             return  # the job was deleted meanwhile
+        except StoreUnavailable:
+            ended, found = False, []  # it has waited for some time already; the next look may be luckier
         for event in found:
             after = event.id
             yield _encoded(event)
@@ -64,6 +67,19 @@ async def _stream(parts: Context, job_id: str, after: int) -> AsyncIterator[byte
             return
         if not found and not await parts.watcher.wait(woken, HEARTBEAT_S):
             yield b": still here\n\n"
+
+
+_Look = asyncio.Task[tuple[bool, list[EventRecord]]]
+_looks: dict[tuple[asyncio.Event, str, int], _Look] = {}
+
+
+async def _shared_look(parts: Context, woken: asyncio.Event, job_id: str, after: int) -> tuple[bool, list[EventRecord]]:
+    """One look for all streams that were woken by the same event, and wait for the same: 500 cost what one does."""
+    key = (woken, job_id, after)
+    if (look := _looks.get(key)) is None:
+        look = _looks[key] = asyncio.create_task(run_in_threadpool(_look, parts, job_id, after))
+        look.add_done_callback(lambda _: _looks.pop(key))
+    return await asyncio.shield(look)  # a reader that leaves ends its own stream alone
 
 
 def _look(parts: Context, job_id: str, after: int) -> tuple[bool, list[EventRecord]]:

@@ -69,6 +69,13 @@ def test_every_route_stands_in_the_docs(tmp_path: Path) -> None:
         assert f"`{method} {path}`" in text
 
 
+def test_every_test_that_shows_a_promise_exists() -> None:
+    named = re.findall(r"`(\w+/test_\w+\.py)(?:::(test_\w+))?`", (DOCS / "reliability.md").read_text())
+    assert len(named) > 30
+    for path, name in named:
+        assert f"def {name}" in (ROOT / "tests" / path).read_text(), f"{path}::{name}"
+
+
 def fields(model: type[BaseModel], path: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         kind = field.annotation

@@ -1,15 +1,21 @@
 """One service a module, and what the fault tests share: its jobs, its processes and the checker."""
 
+import json
 import logging
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.local_service import LocalService
 
-from ..system.conftest import Service, new_service, table
+from ..system.conftest import Service, new_service, service_with_points, table
 from .invariants import check
 from .picture import Family, JobPicture, Picture, take
 
@@ -17,7 +23,10 @@ __all__ = ["new_service", "table"]  # fixtures
 
 WORKER_SLOTS = 6
 LEASE_SECONDS = 10.0
+PATIENCE_S = 240.0  # for what takes some seconds on an idle machine
+ROOT = Path(__file__).parents[2]
 Job = dict[str, Any]
+log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # seeds and figures are not to drown in requests
 
 
@@ -29,22 +38,69 @@ class Watched(Service):
         self.family = Family(self.supervisor)
         self.acknowledged: list[str] = []
 
+    def start_again(self) -> None:
+        """All of it, on the same home, after the end of all of it; what was acknowledged before counts on."""
+        self.client.close()
+        acknowledged = self.acknowledged
+        self.local.start()
+        self.__init__(self.local)  # type: ignore[misc]
+        self.acknowledged = acknowledged
+
     def submit(self, spec: Job) -> str:
         """The id of a job that the service has acknowledged."""
         self.acknowledged.append(str(self.client.jobs.submit(spec)["id"]))
         return self.acknowledged[-1]
 
+    def training(self, spec: Job) -> str:
+        """The id of a new job whose steps are being committed."""
+        job_id = self.submit(spec)
+        self.job(job_id, lambda job: self.step(job) > 10, PATIENCE_S)
+        return job_id
+
+    @contextmanager
+    def work_goes_on(self, job_id: str, fault: str) -> Iterator[None]:
+        """Does `fault`, the block, to the running job; tells how long it took until a further step was committed."""
+        step = self.step(self.client.jobs.show(job_id))
+        begun = time.monotonic()
+        yield
+        self.job(job_id, lambda job: self.step(job) > step or self.ended(job), PATIENCE_S)
+        seconds, load = time.monotonic() - begun, os.getloadavg()[0]
+        log.info("%s: work goes on after %.1f s; load %.1f", fault, seconds, load)
+
     def seated(self) -> list[int]:
         """The pids of the workers that take part in a job's steps."""
         return sorted(pid for pid, name in self.family.look().items() if "GradientWorker.take_seat" in name)
 
-    def faults(self, job_id: str, after: int = 0) -> list[Job]:
-        """The job's events of faults after event number `after`, oldest first."""
+    def named(self, program: str) -> int:
+        """The pid of the one process of the service that runs the file `program`."""
+        (found,) = [pid for pid in self.processes() if Path(f"/proc/{pid}/exe").resolve().name == program]
+        return found
+
+    def inside(self, *fault: str) -> None:
+        """Has a fault of `inside` happen in an actor that is at work."""
+        command = [sys.executable, "-m", "tests.faults.inside", *fault]
+        subprocess.run(command, env=self.environment("controller"), cwd=ROOT, timeout=PATIENCE_S, check=True)
+
+    def events(self, job_id: str, after: int = 0) -> list[Job]:
+        """The job's events after number `after`, oldest first."""
         found, more = list[Job](), True
         while more:
             page = self.client.jobs.events_page(job_id, after=found[-1]["id"] if found else after, limit=1000)
             found, more = found + page["data"], page["has_more"]
-        return [event for event in found if event["type"] == "fault"]
+        return found
+
+    def messages(self, job_id: str, kind: str) -> list[str]:
+        """What the job's events of that type say."""
+        return [event["message"] for event in self.events(job_id) if event["type"] == kind]
+
+    def resumed_at(self, job_id: str) -> list[int]:
+        """The steps that attempts of the job went on from."""
+        begins, told = "goes on from the checkpoint of step ", self.messages(job_id, "checkpoint")
+        return [int(message.removeprefix(begins)) for message in told if message.startswith(begins)]
+
+    def faults(self, job_id: str, after: int = 0) -> list[Job]:
+        """The job's events of faults after event number `after`, oldest first."""
+        return [event for event in self.events(job_id, after) if event["type"] == "fault"]
 
     def losses(self, job_id: str, after: int = 0) -> list[Job]:
         """Those of them that tell of workers that were lost in a step."""
@@ -54,16 +110,51 @@ class Watched(Service):
         """All invariants, with all that is known of these jobs."""
         return check(lambda: take(self, self.family, self.acknowledged, job_ids, WORKER_SLOTS), undisturbed)
 
+    def succeeded(self, job_id: str, undisturbed: JobPicture) -> Job:
+        """The job, at its end, which nothing tells from the undisturbed one's."""
+        self.job(job_id, self.ended, PATIENCE_S)
+        job: Job = self.check(job_id, undisturbed=undisturbed).jobs[job_id].job
+        assert job["status"] == "succeeded", job["error"]
+        return job
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, table: os.PathLike[str]) -> Iterator[Watched]:
     environ = {"FALLLINE_WORKER_SLOTS": str(WORKER_SLOTS), "FALLLINE_LEASE_SECONDS": str(LEASE_SECONDS)}
-    with LocalService(tmp_path_factory.mktemp("home"), environ) as local:
-        local.wait_until_ready()
-        watched = Watched(local)
-        watched.client.datasets.upload(table, name="points")
+    with service_with_points(Watched, tmp_path_factory.mktemp("home"), Path(table), environ) as watched:
         yield watched
-        watched.client.close()
+
+
+@pytest.fixture(scope="module")
+def spec() -> Job:
+    """Some seconds of training, so that faults come while it trains, with some checkpoints."""
+    training = {"epochs": 150, "batch_size": 32, "early_stopping": None, "log_every_steps": 20}
+    return {
+        "dataset": "points",
+        "target": "kind",
+        "network": {"hidden": [64, 32], "dropout": 0.1},
+        "training": {**training, "checkpoint_every_seconds": 1},
+        "distribution": {"workers": 2, "shards": 4},
+    }
+
+
+@pytest.fixture(scope="session")
+def known() -> dict[str, JobPicture]:
+    """What jobs come to that nothing happens to, by their specs: the same in every service."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(running: Watched, spec: Job, known: dict[str, JobPicture]) -> JobPicture:
+    """What every job of `spec` must come to, on any number of workers."""
+    name = json.dumps(spec)
+    if name not in known:
+        job_id = running.submit(spec)
+        running.job(job_id, running.ended, PATIENCE_S)
+        known[name] = running.check(job_id).jobs[job_id]
+        assert known[name].job["status"] == "succeeded", known[name].job["error"]
+        assert running.faults(job_id) == []
+    return known[name]
 
 
 @pytest.fixture(scope="session")

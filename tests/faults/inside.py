@@ -1,18 +1,19 @@
-"""A fault inside a worker's own process: `python -m tests.faults.inside exit`, in the environment of a controller.
+"""A fault inside an actor's own process: `python -m tests.faults.inside exit`, in the environment of a controller.
 
-The first worker that has a job is told by Ray, as a controller would, on the thread that answers beside the one that
-trains: no code of the service knows of it.
+The first actor of that kind that has a job is told by Ray, as a controller would, on the thread that answers beside the
+one that works: no code of the service knows of it.
 """
 
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from worker.cluster import ACTORS, HEALTH, Cluster, RayRemote
-from worker.pool import NOBODY, WORKER, kind_of
+from worker.pool import NOBODY, TRAINER, WORKER, kind_of
 
 DEADLINE_S = 60.0
 
@@ -31,24 +32,54 @@ def run_out_of_memory(worker: Any) -> None:
     worker.gradient = gradient
 
 
-FAULTS = {"exit": leave, "memory": run_out_of_memory}
+def die_at(trainer: Any, call: str, turn: str, when: str) -> None:
+    """SIGKILL before or after the `turn`-th of the process's next calls of `os.<call>`, or of `run_steps`."""
+    import os  # by name: this function travels without its module
+    import signal
+
+    from worker.shared_memory import SharedMemoryExchange
+
+    place = SharedMemoryExchange if call == "run_steps" else os
+    real, left = getattr(place, call), [int(turn)]
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0 and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*arguments, **named)
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(place, call, killed)
 
 
-def at_work() -> str:
-    """The name of a worker that is somebody's."""
+FAULTS: dict[str, tuple[str, Callable[..., None]]] = {
+    "exit": (WORKER, leave),
+    "memory": (WORKER, run_out_of_memory),
+    "die": (TRAINER, die_at),
+}
+
+
+def at_work(kind: str) -> str:
+    """The name of an actor of that kind that is somebody's."""
     until = time.monotonic() + DEADLINE_S
     while time.monotonic() < until:
-        workers = {name for name in ACTORS.names() if kind_of(name) == WORKER}
-        for name, holder in sorted(ACTORS.holders(workers, 1.0).items()):
-            if holder != NOBODY:
-                return name
-    raise TimeoutError(f"no worker has a job within {DEADLINE_S:g} s")
+        names = sorted(name for name in ACTORS.names() if kind_of(name) == kind)
+        if kind == TRAINER:
+            busy = [name for name in names if ACTORS.crew(name) is not None]
+        else:
+            busy = [name for name, holder in sorted(ACTORS.holders(names, 1.0).items()) if holder != NOBODY]
+        if busy:
+            return busy[0]
+    raise TimeoutError(f"no {kind} has a job within {DEADLINE_S:g} s")
 
 
 def main() -> None:
     cluster = Cluster(os.environ["FALLLINE_RAY_ADDRESS"], orphan_seconds=60)
-    worker = RayRemote(at_work()).handle
-    told = worker.__ray_call__.options(concurrency_group=HEALTH).remote(FAULTS[sys.argv[1]])
+    kind, fault = FAULTS[sys.argv[1]]
+    actor = RayRemote(at_work(kind)).handle
+    told = actor.__ray_call__.options(concurrency_group=HEALTH).remote(fault, *sys.argv[2:])
     try:
         ray.get(told, timeout=DEADLINE_S)
     except ray.exceptions.RayActorError:

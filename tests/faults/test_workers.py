@@ -8,11 +8,8 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +21,6 @@ from .picture import JobPicture, started
 
 pytestmark = pytest.mark.system
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).parents[2]
 
 SEED = int(os.environ.get("FALLLINE_FAULTS_SEED", "0"))
 ALL, QUICK = (200, 20, 600), (10, 2, 150)  # kills, jobs at least, epochs of 30 steps
@@ -32,39 +28,13 @@ MOST_JOBS = 4  # times as many jobs as planned, where they are over before all a
 
 
 @pytest.fixture(scope="module")
-def spec(all_faults: bool) -> dict[str, Any]:
-    """Some seconds of training, so that faults come while it trains."""
+def spec(spec: dict[str, Any], all_faults: bool) -> dict[str, Any]:
     epochs = (ALL if all_faults else QUICK)[2]
-    return {
-        "dataset": "points",
-        "target": "kind",
-        "network": {"hidden": [64, 32], "dropout": 0.1},
-        "training": {"epochs": epochs, "batch_size": 32, "early_stopping": None, "log_every_steps": 20},
-        "distribution": {"workers": 2, "shards": 4},
-    }
-
-
-@pytest.fixture(scope="module")
-def undisturbed(running: Any, spec: dict[str, Any]) -> JobPicture:
-    """What every job of `spec` must come to, on any number of workers."""
-    job_id = running.submit(spec)
-    running.job(job_id, running.ended, PATIENCE_S)
-    found: JobPicture = running.check(job_id).jobs[job_id]
-    assert found.job["status"] == "succeeded", found.job["error"]
-    assert found.job["result"]["worker_failures"] == 0
-    return found
+    return {**spec, "training": {**spec["training"], "epochs": epochs}}
 
 
 def on(spec: dict[str, Any], workers: int) -> dict[str, Any]:
     return {**spec, "distribution": {**spec["distribution"], "workers": workers}}
-
-
-def succeeded(running: Any, job_id: str, undisturbed: JobPicture) -> dict[str, Any]:
-    """The job, at its end, which nothing tells from the undisturbed one's."""
-    running.job(job_id, running.ended, PATIENCE_S)
-    job: dict[str, Any] = running.check(job_id, undisturbed=undisturbed).jobs[job_id].job
-    assert job["status"] == "succeeded", job["error"]
-    return job
 
 
 def test_workers_killed_at_random_moments_cost_no_bit_and_no_step(
@@ -78,7 +48,7 @@ def test_workers_killed_at_random_moments_cost_no_bit_and_no_step(
         workers = random.Random(seed).randint(2, 4)
         job_id = running.submit(on(spec, workers))
         killed = kill_workers(running, job_id, seed, min(share, kills - len(lost)), is_patient=all_faults)
-        job = succeeded(running, job_id, undisturbed)
+        job = running.succeeded(job_id, undisturbed)
         told = [name for event in running.losses(job_id) for name in event["data"]["workers"]]
         assert len(told) == len(set(told)) == job["result"]["worker_failures"] >= len(killed), f"seed {seed}"
         committed = seconds_until_committed(killed, running.local.endpoints["mlflow"], job["mlflow"]["run_id"])
@@ -102,7 +72,7 @@ def test_a_worker_that_is_stopped_for_a_while_changes_nothing(
     os.kill(pid, signal.SIGSTOP)
     time.sleep(draw.uniform(0.1, 2))  # the experiment itself: shorter than silence is borne
     os.kill(pid, signal.SIGCONT)
-    succeeded(running, job_id, undisturbed)
+    running.succeeded(job_id, undisturbed)
     assert running.faults(job_id) == []
 
 
@@ -128,23 +98,14 @@ def test_a_write_of_a_worker_that_was_taken_for_hung_reaches_no_later_step(
                 os.kill(pid, signal.SIGCONT)
         seconds, faults = time.monotonic() - stopped_at, len(running.faults(job_id))
         log.info("seed %d: stopped for %.1f s, taken for hung: %s", seed, seconds, bool(faults))
-        succeeded(running, job_id, undisturbed)
+        running.succeeded(job_id, undisturbed)
         assert faults == 1 or seed > SEED
-
-
-def inside(running: Any, fault: str) -> None:
-    """Have the fault happen inside a worker that is at work."""
-    controller = running.local.endpoints["pids"]["controller"]
-    pairs = Path(f"/proc/{controller}/environ").read_bytes().decode().split("\0")
-    environ = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    command = [sys.executable, "-m", "tests.faults.inside", fault]
-    subprocess.run(command, env=environ, cwd=ROOT, timeout=PATIENCE_S, check=True)
 
 
 def test_a_worker_that_exits_costs_no_bit(running: Any, spec: dict[str, Any], undisturbed: JobPicture) -> None:
     job_id = running.submit(spec)
-    inside(running, "exit")
-    job = succeeded(running, job_id, undisturbed)
+    running.inside("exit")
+    job = running.succeeded(job_id, undisturbed)
     assert job["result"]["worker_failures"] == 1
 
 
@@ -153,9 +114,9 @@ def test_a_worker_without_memory_fails_its_job_with_the_reason_and_no_other(
 ) -> None:
     job_id = running.submit({**spec, "training": {**spec["training"], "epochs": 10_000}})
     running.job(job_id, lambda job: running.step(job) > 0, PATIENCE_S)
-    inside(running, "memory")
+    running.inside("memory")
     job = running.job(job_id, running.ended, PATIENCE_S)
     assert (job["status"], job["error"]["code"]) == ("failed", "out_of_memory")
     assert "7.28 TiB" in job["error"]["message"]
     running.check(job_id)
-    succeeded(running, running.submit(spec), undisturbed)  # on the same workers
+    running.succeeded(running.submit(spec), undisturbed)  # on the same workers

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from service import job_state
-from service.errors import InvalidTransition, LeadLost, StoreFull
+from service.errors import InvalidTransition, LeadLost, StoreFull, StoreUnavailable
 from service.job_events import Cancel, Claim, End, Event, Pause, Renew, Resume, RoomAgain, TakeOver, Tell, TrainerEnded
 from service.job_state import ALLOWED, CANCELLED, FAILED, FINAL, PAUSED, QUEUED, RUNNING, SUCCEEDED
 from service.records import EventRecord, JobRecord, Json, LeadRecord, NewEvent, VersionRecord
@@ -149,9 +149,16 @@ class StoreView:
             with self._world.call(self._controller):
                 if name not in READS and self._store.is_full:
                     raise StoreFull("fallline.db")
-                return found(*arguments, **options)
+                self._may_be_away()
+                answer = found(*arguments, **options)
+                self._may_be_away()
+            return answer
 
         return called
+
+    def _may_be_away(self) -> None:
+        if self._world.trouble_with(0.01):
+            raise StoreUnavailable("locked, or its answer is lost")
 
     def _now(self) -> float:
         return self._world.now + self._controller.skew
@@ -195,9 +202,9 @@ class StoreView:
             return None
         return job
 
-    def room_again(self, owner: str) -> None:
-        if self._store.lead is not None and self._store.lead.owner != owner:
-            raise LeadLost(owner)
+    def room_again(self) -> None:
+        if self._store.lead is not None and self._store.lead.owner != self._process:
+            raise LeadLost(self._process)
         for job in list(self._store.jobs.values()):
             if job.status == PAUSED and job.waits_for_disk is not None:
                 self._store.change(job.id, RoomAgain(self._now()), writer=self._process)

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from service import registrar
-from service.errors import InvalidTransition, LeadLost, LeaseLost, StoreFull
+from service.errors import InvalidTransition, LeadLost, LeaseLost, StoreUnavailable
 from service.job_events import Cancel, Pause, Resume
 from service.job_keeper import JobKeeper
 from service.job_state import FINAL, PAUSED, RUNNING
@@ -164,25 +164,28 @@ class SimulatedController:
                     self.disk = SimulatedDisk(self.world)
                     parts: Any = self.store, cluster, artifacts, settings, self.lead, self.disk
                     clocks = (lambda: self.world.now), (lambda: self.world.now + self.skew)
-                    self.keeper = JobKeeper(*parts, *clocks)
-                    self.keeper.adopt()
+                    keeper = JobKeeper(*parts, *clocks)
+                    keeper.adopt()
+                    self.keeper = keeper
                 return
             self.keeper.turn()
             if self.lead.is_held:
                 self.publish()
-        except (Crash, LeadLost, StoreFull):  # the last: it could not begin
+        except (Crash, LeadLost):
             self.start()
+        except StoreUnavailable:
+            if self.keeper is None:
+                self.start()  # it could not begin; else the next turn goes on where this one broke off
 
     def publish(self) -> None:
         """What the publisher does for jobs that are to be registered."""
         for job in list(self.world.store.jobs.values()):
             if job.status == RUNNING and job.result is not None and self.lead.is_held:
                 try:
-                    registrar.finish(
-                        self.store, Artifacts(self.world), Mlflow(self.world), job, RunReference(job.id, "0")
-                    )  # type: ignore[arg-type]
-                except (LeaseLost, TrackingDown, StoreFull):
-                    continue  # another one's by now; or later, when MLflow is back, or the store has room
+                    parts: Any = self.store, Artifacts(self.world), Mlflow(self.world)
+                    registrar.finish(*parts, job, RunReference(job.id, "0"))
+                except (LeaseLost, TrackingDown, StoreUnavailable):
+                    continue  # another one's by now; or later, when MLflow is back, or the store
 
     def interrupt(self) -> None:
         """This process may crash here; or be stopped while the others go on, and may be killed meanwhile."""

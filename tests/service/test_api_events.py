@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,36 @@ def events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             assert (fields["id"], fields["event"]) == (str(found["id"]), found["type"])
             yield found
             fields = {}
+
+
+def test_streams_that_wait_for_the_same_share_what_they_read(
+    api: Api, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, looks, open_streams = api.app.state.context.store, list[int](), threading.Semaphore(0)
+    real = store.events_after
+
+    def counted(job_id: str, after: int, limit: int) -> Any:
+        looks.append(after)
+        return real(job_id, after, limit)
+
+    def read() -> list[str]:
+        with httpx.stream("GET", f"{api.client.base_url}/v1/jobs/{job}/events", headers=STREAM, timeout=60) as answer:
+            found = []
+            for event in events(answer.iter_lines()):
+                found.append(event["message"])
+                if len(found) == 2:
+                    open_streams.release()
+            return found
+
+    monkeypatch.setattr(store, "events_after", counted)
+    with ThreadPoolExecutor(30) as pool:
+        streams = [pool.submit(read) for _ in range(30)]
+        for _ in streams:
+            assert open_streams.acquire(timeout=30)
+        say(api, job, "for all of them")
+        api.store.finish_job(job, 1, "failed", {"message": "over"})
+        assert {tuple(stream.result()) for stream in streams} == {("queued", "started", "for all of them", "over")}
+    assert looks.count(3) + looks.count(4) <= 10, "after the news there was a look for each"
 
 
 def test_a_list_is_oldest_first_and_goes_on_behind_any_event(api: Api, job: str) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,9 @@ class Clocks:
 
 
 def lead(store: Store, owner: str, clocks: Clocks, gone: bool = False) -> Lead:
-    return Lead(store, owner, SECONDS, lambda _: gone, lambda: clocks.mine, lambda: clocks.wall)
+    return Lead(
+        store, owner, SECONDS, lambda other: gone or other == "nobody", lambda: clocks.mine, lambda: clocks.wall
+    )
 
 
 @pytest.fixture
@@ -49,12 +52,36 @@ def test_one_leads_and_the_other_stands_by_until_the_lease_has_run_out(store: St
     assert one.take()
     assert not two.take()
     assert (one.is_held, two.is_held) == (True, False)
-    clocks.wall += SECONDS + 1
+    clocks.mine += SECONDS - 1
+    assert not two.take()
+    clocks.mine += 1
     assert two.take()
-    clocks.mine += SECONDS / RENEWALS + 1
     with pytest.raises(LeadLost):
         one.hold()
     two.hold()
+
+
+def test_one_that_seems_to_have_ended_long_ago_has_missed_two_renewals_at_least(store: Store, clocks: Clocks) -> None:
+    """A machine that starts again, or a wall's clock that is wrong: who is alive shows it soon."""
+    one, two = lead(store, "one", clocks), lead(store, "two", clocks)
+    assert one.take()
+    clocks.wall += 3600.0
+    assert not two.take()
+    clocks.mine += SECONDS / RENEWALS + 1
+    one.hold()
+    clocks.mine += SECONDS / RENEWALS
+    assert not two.take()
+    clocks.mine += 2 * SECONDS / RENEWALS
+    assert two.take()
+
+
+def test_a_clock_an_hour_ahead_does_not_make_a_lead_last_an_hour(store: Store, clocks: Clocks) -> None:
+    one, two = lead(store, "one", clocks), lead(store, "two", clocks)
+    assert one.take()
+    clocks.wall -= 3600.0
+    assert not two.take()
+    clocks.mine += SECONDS
+    assert two.take()
 
 
 def test_one_that_is_known_to_be_gone_is_followed_at_once(store: Store, clocks: Clocks) -> None:
@@ -111,12 +138,38 @@ def test_who_takes_over_gets_the_jobs_and_who_does_not_lead_claims_none(store: S
     assert store.take_lead("two", SECONDS, first) is not None
     for job_id in (None, queued.id, running.id):
         with pytest.raises(LeadLost):
-            store.claim_job("one", SECONDS, job_id)
+            store.led_by("one").claim_job("one", SECONDS, job_id)
     assert store.get_job(queued.id).status == "queued"
     assert [job.id for job in store.expired_jobs()] == [running.id]
-    taken = store.claim_job("two", SECONDS, running.id)
+    taken = store.led_by("two").claim_job("two", SECONDS, running.id)
     assert taken is not None
     assert (taken.lease_owner, taken.lease_epoch) == ("two", held.lease_epoch + 1)
+
+
+LATE: dict[str, Callable[[Store, str], object]] = {
+    "a claim": lambda store, job_id: store.claim_job("one", SECONDS),
+    "a run": lambda store, job_id: store.set_run(job_id, "run", "experiment"),
+    "the end of a run": lambda store, job_id: store.mark_run_ended(job_id),
+    "published points": lambda store, job_id: store.mark_published(job_id, 1),
+    "a version": lambda store, job_id: store.record_version(job_id, 1),
+    "a deployment": lambda store, job_id: store.deploy("model", 1, job_id),
+    "a move that MLflow has heard of": lambda store, job_id: store.set_alias_synced("model", 1),
+    "a move that was made in MLflow": lambda store, job_id: store.alias_moved("model", 1),
+}
+
+
+@pytest.mark.parametrize("what", LATE)
+def test_what_a_controller_writes_when_another_leads_is_refused_in_its_own_transaction(
+    store: Store, fill: Fill, what: str
+) -> None:
+    job, led = fill.version("model", 1), store.led_by("one")
+    first = store.take_lead("one", SECONDS, None)
+    led.mark_published(job.id, 0)  # while it leads, it may
+    store.take_lead("two", SECONDS, first)
+    before = store.get_job(job.id), store.get_model("model")
+    with pytest.raises(LeadLost):
+        LATE[what](led, job.id)
+    assert (store.get_job(job.id), store.get_model("model")) == before
 
 
 def test_a_publisher_tells_mlflow_nothing_while_another_may_lead(store: Store, fill: Fill, tmp_path: Path) -> None:

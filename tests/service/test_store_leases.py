@@ -276,10 +276,10 @@ def test_room_on_the_disk_resumes_what_the_service_has_paused_and_no_other(store
     assert [store.get_job(job_id).status_reason for job_id in (theirs, ours, waits)] == [None, full, full]
     store.take_lead("one", 60.0, None)
     with pytest.raises(LeadLost):
-        store.room_again("another")
+        store.led_by("another").room_again()
     assert store.get_job(ours).status == "paused"
     for _ in range(2):
-        store.room_again("one")
+        store.led_by("one").room_again()
         found = [store.get_job(job_id) for job_id in (theirs, ours, waits)]
         assert [(job.status, job.status_reason) for job in found] == [
             ("paused", None),

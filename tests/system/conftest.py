@@ -3,17 +3,18 @@
 import csv
 import os
 import signal
+import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
 from service import launcher
-from service.client import FINAL_STATUSES, FallLine, Unreachable
+from service.client import FINAL_STATUSES, FallLine, FallLineError, Unreachable
 from service.local_service import LocalService
 
 Job = dict[str, Any]
@@ -66,6 +67,11 @@ class Service:
                 continue  # it has just ended
         return found
 
+    def environment(self, part: str) -> dict[str, str]:
+        """A part's own, for what is to join it."""
+        pairs = Path(f"/proc/{self.local.endpoints['pids'][part]}/environ").read_bytes().decode().split("\0")
+        return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
     def kill(self, part: str) -> None:
         """SIGKILL to a part's own process, not to its launcher."""
         os.kill(self.local.endpoints["pids"][part], signal.SIGKILL)
@@ -83,15 +89,48 @@ class Service:
             for member in family:
                 os.kill(member, signal.SIGCONT)
 
+    def stop_between_transactions(self, pid: int) -> None:
+        """SIGSTOP at a moment when the process does not hold SQLite's lock, which would stop everybody."""
+        for _ in range(100):
+            os.kill(pid, signal.SIGSTOP)
+            with closing(sqlite3.connect(self.local.home / "fallline.db", timeout=0.5)) as connection:
+                with suppress(sqlite3.OperationalError):  # database is locked
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.rollback()
+                    return
+            os.kill(pid, signal.SIGCONT)
+        raise AssertionError("the process holds the store's lock whenever it is stopped")
+
     def job(self, job_id: str, until: Callable[[Job], Any], seconds: float = 90) -> Job:
         """The job, as soon as `until` is true of it. The API may be away meanwhile."""
         deadline, job = time.monotonic() + seconds, None
         while True:
             assert time.monotonic() < deadline, f"after {seconds:g} s: {job}"
-            with suppress(Unreachable):
+            try:
                 if until(job := self.client.jobs.show(job_id)):
                     return job
+            except FallLineError as error:
+                if not error.passing:
+                    raise
             time.sleep(0.05)  # polls a condition
+
+
+AnyService = TypeVar("AnyService", bound=Service)
+
+
+@contextmanager
+def service_with_points(
+    kind: type[AnyService], home: Path, table: Path, environ: Mapping[str, str] | None = None
+) -> Iterator[AnyService]:
+    """A service on `home`, with all its parts up, that has `table` as the dataset `points`."""
+    with LocalService(home, environ) as local:
+        local.wait_until_ready()
+        service = kind(local)
+        service.client.datasets.upload(table, name="points")
+        try:
+            yield service
+        finally:
+            service.client.close()
 
 
 @pytest.fixture(scope="session")
