@@ -79,8 +79,8 @@ class Trainer:
     def run(self) -> TrainingResult:
         """The trained model. Raises Diverged, TooManyFailures, Cancelled, Paused, Orphaned, and what `prepare` raises.
 
-        It goes on from the plan's newest checkpoint, where there is one; else it begins with the weights of `warm_start`
-        (WarmStartDamaged where they are not what was kept), or with the seed's.
+        It goes on from the plan's newest checkpoint, where there is one; else it begins with the weights of
+        `warm_start` (WarmStartDamaged where they are not what was kept), or with the seed's.
         """
         self._recorder.progress(phase="preparing", epochs=self._plan.epochs)
         prepared = prepare(self._plan.data)
