@@ -85,8 +85,8 @@ def adopt_data(data: ResolvedData, source: Source) -> ResolvedData:
     """`data` with the source's order of features, and its widths; SpecError where the features are others."""
     fitted = source.model.preprocessing
     if others := sorted(set(data.features) ^ set(fitted.spec.features)):
-        words = [f"{name!r} is {'not ' * (name in data.features)}one of its features" for name in others[:10]]
-        message = f"{source} has other features: {'; '.join(words)}: leave them out, or state the same"
+        words = [f"{'adds' if name in data.features else 'lacks'} {name!r}" for name in others[:10]]
+        message = f"{source} has other features: the spec {', '.join(words)}: leave features out, or state the same"
         raise SpecError("features", message, details={"columns": others[:100]})
     return replace(data, features=list(fitted.spec.features), width=fitted.width, outputs=fitted.outputs)
 

@@ -1,5 +1,6 @@
 """Jobs that start from another one's weights, over HTTP: what is taken over, kept, refused. The sources are real."""
 
+import json
 import os
 import shutil
 import time
@@ -281,8 +282,8 @@ def test_layers_follow_what_is_stated_for_all(sources: Sources) -> None:
         ("loss", {"loss": "binary_cross_entropy"}, "binary_cross_entropy"),
         ("task", {"task": "regression"}, "has classification; the spec states regression"),
         ("target", {"target": "side"}, "has kind; the spec states side"),
-        ("features", {"features": ["y", "x"]}, "'side' is not one of its features"),
-        ("features", {"features": {"exclude": ["y"]}}, "'y'"),
+        ("features", {"features": ["y", "x"]}, "the spec lacks 'side': leave features out"),
+        ("features", {"features": {"exclude": ["y"]}}, "the spec lacks 'y'"),
         ("preprocessing.numeric", {"preprocessing": {"numeric": "none"}}, "has standardize; the spec states none"),
         ("training.precision", {"training": {"precision": "float64"}}, "has float32; the spec states float64"),
     ],
@@ -291,6 +292,27 @@ def test_what_would_make_other_weights_of_them_is_refused(
     sources: Sources, param: str, changes: dict[str, Any], words: str
 ) -> None:
     assert words in sources.refused({"job": sources.trained}, param, **changes)["message"]
+
+
+def test_a_regression_keeps_its_loss_and_its_units(sources: Sources) -> None:
+    api = sources.api
+    changes: dict[str, Any] = {"target": ["y"], "features": ["x"], "loss": {"name": "huber", "delta": 2.0}}
+    source = submitted(api, **changes)
+    run(api, source, pause_at=2)
+    scaled = HEAD + "".join(f"{k / 9},{1000 * k},left,ash\n" for k in range(90))
+    api.upload(scaled, "scaled")
+    job = sources.job(sources.warm({"job": source}, dataset="scaled", target=["y"]))
+    assert (job.spec["loss"], job.spec["features"]) == ({"name": "huber", "delta": 2.0}, ["x"])
+    fitted = load_model(api.settings.checkpoints / job.id / FOLDER).preprocessing
+    assert fitted.target_scales is not None
+    assert fitted.target_scales[0] < 10  # not that of thousands
+    result = run(api, job.id)
+    assert result is not None
+    assert json.loads(result.files["model.json"])["preprocessing"] == fitted.to_json()
+    message = sources.refused({"job": source}, "loss", target=["y"], loss="squared_error")["message"]
+    assert "has huber of delta 2; the spec states squared_error" in message
+    message = sources.refused({"job": source}, "loss", target=["y"], loss={"name": "huber", "delta": 1})["message"]
+    assert "has huber of delta 2; the spec states huber of delta 1" in message
 
 
 def test_the_order_of_the_features_is_the_sources(sources: Sources) -> None:
