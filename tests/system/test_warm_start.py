@@ -24,10 +24,11 @@ SPEC: dict[str, Any] = {"dataset": "points", "target": "kind"}
 SOURCE: dict[str, Any] = {
     "network": {"hidden": [24], "activation": "tanh"},
     "optimizer": {"name": "adam", "learning_rate": 0.02},
-    "training": {"epochs": 5, "batch_size": 96, "early_stopping": None},
+    "schedule": "constant",
+    "training": {"epochs": 5, "batch_size": 32, "early_stopping": None},
     "distribution": {"shards": 3},
 }
-LONG = {"epochs": 500, "checkpoint_every_seconds": 1}  # long enough for a checkpoint, and for a fault after it
+LONG = {"epochs": 400, "checkpoint_every_seconds": 1}  # long enough for a checkpoint, and for a fault after it
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: P
 
 @pytest.fixture(scope="module")
 def source(running: Any) -> dict[str, Any]:
-    """A job of five epochs."""
+    """A job of five epochs, in which it learns most."""
     return ended(running, running.client.jobs.submit({**SPEC, **SOURCE})["id"])
 
 
@@ -51,7 +52,7 @@ def paused(running: Any) -> tuple[str, int]:
     """A job that has a checkpoint alone, and its step."""
     training = {**SOURCE["training"], "epochs": 100_000}
     job_id = str(running.client.jobs.submit({**SPEC, **SOURCE, "training": training, "name": "paused"})["id"])
-    running.job(job_id, lambda job: running.step(job) > 50)
+    running.job(job_id, lambda job: running.step(job) > 150)
     running.client.jobs.pause(job_id)
     running.job(job_id, lambda job: job["status"] == "paused")
     return job_id, running.client.jobs.checkpoints(job_id)["data"][0]["step"]
@@ -108,7 +109,7 @@ def test_it_goes_on_where_the_source_has_ended(running: Any, source: dict[str, A
     assert len({sha256(running, job_id) for job_id in jobs}) == 1
     before = losses(running, source["id"])
     for job_id in jobs:
-        assert losses(running, job_id)[0] < 1.05 * before[-1] < 0.7 * before[0]
+        assert losses(running, job_id)[0] < 1.05 * before[-1] < 0.5 * before[0]
         assert begun_warm(running, job_id) == 1
     tracking = Tracking(running.local.endpoints["mlflow"])
     tags = [
@@ -130,8 +131,7 @@ def test_a_checkpoint_of_a_job_that_has_no_model_is_a_source(running: Any, pause
     assert sha256(running, named) == sha256(running, newest)
     spec = running.client.jobs.show(newest)["spec"]
     assert spec["training"]["warm_start"] == {"job": job_id, "step": step}
-    before = losses(running, job_id)
-    assert losses(running, named)[0] < 1.2 * before[-1] < 0.7 * before[0]
+    assert losses(running, named)[0] < 0.6 * losses(running, job_id)[0]
 
 
 @pytest.mark.parametrize("objects", [False, True], ids=["shared memory", "objects"])
