@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
 
-from service import error_answers, uploads
+from service import error_answers, uploads, warm_start
 from service.context import Context
 from service.errors import SettingsError
 from service.migrate import migrate
@@ -38,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
         migrate(settings.database_url)
         store = Store(settings.database_url, BUSY_S)
         uploads.sweep(store, settings.datasets)
+        warm_start.sweep(store, settings.checkpoints)
         predictor = Predictor(store, settings.artifacts, settings.loaded_models)
         watcher = Watcher(store, predictor.forget_deployments)
         app.state.context = Context(settings, store, predictor, watcher)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from service import disk
+from worker.durable import sync_folder
 
 TEMPORARY = ".partial-"
 ABANDONED_SECONDS = 3600.0
@@ -36,15 +37,6 @@ def artifact_sha256(files: Mapping[str, bytes]) -> str:
     """The hash of an artifact: SHA-256 over the sorted names and the hashes of the files behind them."""
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable: a rename alone is not."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_durably(path: Path, content: bytes) -> None:

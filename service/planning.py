@@ -11,6 +11,7 @@ from service.schemas import JobSpec
 from service.settings import Settings
 from worker.dataset import DataSpec
 from worker.plan import EarlyStopping, TrainingPlan
+from worker.warm_start import FOLDER, Kept
 
 
 def training_plan(job: JobRecord, dataset: DatasetRecord, settings: Settings) -> TrainingPlan:
@@ -20,6 +21,8 @@ def training_plan(job: JobRecord, dataset: DatasetRecord, settings: Settings) ->
     optimizer = {name: value for name, value in spec["optimizer"].items() if name != "reference_batch_size"}
     weight = training["class_weight"]
     targets = spec["target"] if isinstance(spec["target"], list) else [spec["target"]]
+    start = job.plan.get("warm_start")  # hashes of what was kept when the job was submitted
+    kept = str(settings.checkpoints / job.id / FOLDER)
     data = DataSpec(
         dataset_folder=str(settings.datasets / dataset.id),
         dataset_sha256=dataset.sha256 or "",
@@ -34,6 +37,7 @@ def training_plan(job: JobRecord, dataset: DatasetRecord, settings: Settings) ->
         split_seed=split["seed"],
         cache_folder=str(settings.prepared),
         class_weight=tuple(sorted(weight.items())) if isinstance(weight, dict) else weight,
+        fitted=None if start is None else Kept(kept, start["preprocessing_sha256"]),
     )
     return TrainingPlan(
         job_id=job.id,
@@ -52,6 +56,7 @@ def training_plan(job: JobRecord, dataset: DatasetRecord, settings: Settings) ->
         log_every_steps=training["log_every_steps"],
         early_stopping=EarlyStopping(**training["early_stopping"]) if training["early_stopping"] else None,
         max_seconds=training["max_seconds"],
+        warm_start=None if start is None else Kept(kept, start["weights_sha256"]),
         checkpoint_folder=str(settings.checkpoints / job.id),
         checkpoint_every_seconds=training["checkpoint_every_seconds"],
         spec=spec,

@@ -10,8 +10,9 @@ from service.job_events import RegistrationBegins
 from service.job_state import RUNNING
 from service.reconcile import Decision, Deployable, deploy_decision
 from service.records import JobRecord, NewEvent, VersionRecord
+from service.resolve_warm_start import source_name
 from service.store import Store
-from service.tracked import Registration, RunDescription, RunReference, TrackedDataset
+from service.tracked import START_TAG, Registration, RunDescription, RunReference, TrackedDataset
 
 if TYPE_CHECKING:
     from service.publisher import MlflowServer
@@ -37,7 +38,7 @@ def describe(store: Store, job: JobRecord) -> RunDescription:
         experiment=job.spec["experiment"],
         started_at=job.started_at or job.created_at,
         parameters=job.spec,
-        tags=job.metadata,
+        tags=job.metadata | _start(job),
         dataset=tracked,
     )
 
@@ -77,8 +78,14 @@ def registration(artifacts: ArtifactStore, job: JobRecord, name: str) -> Registr
         signature=metadata["signature"],
         input_example=metadata["input_example"],
         metadata={"job_id": job.id, "signature": metadata["signature"], **hashes},
-        tags={**job.metadata, **{f"fallline.{key}": str(value) for key, value in hashes.items()}},
+        tags={**job.metadata, **{f"fallline.{key}": str(value) for key, value in hashes.items()}, **_start(job)},
     )
+
+
+def _start(job: JobRecord) -> dict[str, str]:
+    """A tag that says whose weights the job began with, where they were not random."""
+    source = job.spec["training"].get("warm_start")
+    return {} if source is None else {START_TAG: source_name(source)}
 
 
 def deploy(store: Store, job: JobRecord, version: VersionRecord) -> Decision:

@@ -4,17 +4,20 @@ Every `auto` but the number of workers is replaced by what spec and dataset deci
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from core.columns import Value
 from core.optimizers import make_optimizer
 from service.errors import SpecError
 from service.fields import AUTO
 from service.resolve_data import ResolvedData, resolve_data
 from service.resolve_network import ResolvedNetwork, resolve_network
 from service.resolve_training import ResolvedTraining, resolve_training
+from service.resolve_warm_start import Source, adopt, adopt_data, check_network
 from service.schemas import JobSpec
 
 _OTHER_VECTORS = 3  # two of parameters, one of the best ones
@@ -38,18 +41,33 @@ class Limits:
     memory_bytes: int | None = None
 
 
-def resolve(spec: JobSpec, dataset: dict[str, Any], limits: Limits) -> Resolved:
+def resolve(
+    spec: JobSpec,
+    dataset: dict[str, Any],
+    limits: Limits,
+    source: Source | None = None,
+    classes: Sequence[Value] = (),
+) -> Resolved:
     """Resolve `spec` against a ready dataset: `id`, `name`, `rows`, `columns` as dataset.json has them.
 
-    Raises SpecError naming the field.
+    `source` is what `training.warm_start` names; `classes` are then the values of the target. Raises SpecError naming
+    the field.
     """
+    stated = spec.network
+    spec = spec if source is None else adopt(spec, source, dataset, classes)
     data = resolve_data(spec, dataset)
+    data = data if source is None else adopt_data(data, source)
     training = resolve_training(spec, data)
     network = resolve_network(spec, data, limits.max_parameters)
+    if source is not None:
+        check_network(stated, network.spec, source)
     if spec.distribution.workers != AUTO:
         check_workers("distribution.workers", int(spec.distribution.workers), limits)
     resolved = _resolved(spec, dataset, data, training, network)
     plan = {"object": "plan", "spec": resolved} | _plan(data, training, network)
+    if source is not None:
+        resolved["training"]["warm_start"] = source.section
+        plan["warm_start"] = source.hashes
     _check_memory(plan, training, network, limits)
     return Resolved(resolved, plan, resolved["model"]["name"] if resolved["model"] else None)
 

@@ -1,8 +1,8 @@
 """The job spec, field by field, as docs/spec.md and the contract have it. Strict: what is unknown is refused."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, field_validator
+from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, field_validator, model_validator
 
 from core.losses import LOSSES
 from core.schedules import SCHEDULES
@@ -22,8 +22,13 @@ from service.fields import (
     wrong,
 )
 from service.schemas_network import Network
-from service.tracked import MLFLOW_NAME
+from service.tracked import MLFLOW_NAME, PRODUCTION
 from worker.local_steps import OUTER
+
+WARM_STARTS = (
+    "null, {job: job_...}, {job: job_..., step: 400}, {model: digits}, {model: digits, version: 3} or "
+    "{model: digits, alias: production}"
+)
 
 
 def _named(value: Any) -> Any:
@@ -82,6 +87,23 @@ class EarlyStopping(Section):
     patience: Annotated[int, *whole(1)]
 
 
+class WarmStart(Section):
+    """Whose weights to begin with: a job's, or a model version's."""
+
+    job: Annotated[str | None, *text(null=True)] = None
+    step: Annotated[int | None, *whole(1, null=True)] = None
+    model: Annotated[str | None, *identifier(null=True)] = None
+    version: Annotated[int | None, *whole(1, null=True)] = None
+    alias: Annotated[str | None, *choice(PRODUCTION, null=True)] = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        strangers = (self.version, self.alias) if self.job else (self.step, self.version and self.alias)
+        if bool(self.job) == bool(self.model) or any(strangers):
+            raise wrong(WARM_STARTS, self.model_dump(exclude_none=True))
+        return self
+
+
 class Training(Section):
     """How long, how much at a time, from which seed."""
 
@@ -94,7 +116,14 @@ class Training(Section):
     checkpoint_every_seconds: Annotated[int, *whole(1, 86_400)] = 30
     log_every_steps: Annotated[int | str, *whole(1, auto=True)] = AUTO
     class_weight: Annotated[str | dict[str, float] | None, *weights_by_label()] = None
-    warm_start: Annotated[None, *only(None, "warm_start")] = None
+    warm_start: WarmStart | None = None
+
+    @field_validator("warm_start", mode="wrap")
+    @classmethod
+    def _warm_start(cls, value: Any, handler: Any) -> Any:
+        if value is not None and not isinstance(value, dict | WarmStart):
+            raise wrong(WARM_STARTS, value)
+        return None if value is None else WarmStart.model_validate(value)
 
     @field_validator("early_stopping", mode="wrap")
     @classmethod

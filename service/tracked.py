@@ -13,6 +13,7 @@ from typing import Any
 from service.errors import ServiceError
 
 JOB_TAG = "fallline.job_id"
+START_TAG = "fallline.warm_start"
 PRODUCTION = "production"
 MLFLOW_NAME = re.compile(r"\w[\w .:-]{0,63}")  # of a parameter or a tag
 CODE_PACKAGE = "fallline_core_1"  # the engine inside a model artifact: `core` under a name that collides with nobody's

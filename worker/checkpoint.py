@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 
 from core.specification import Choice, Specification
 from worker.dataset import DataSpec
+from worker.durable import sync_folder
 from worker.errors import CheckpointDamaged, CheckpointRefused, CheckpointStorageError
 from worker.plan import MetricPoint, TrainingPlan
 from worker.stopping import StoppingState
+from worker.warm_start import Kept
 
 Array = NDArray[Any]
 
@@ -148,18 +150,28 @@ def read_checkpoint(folder: Path, plan_sha256: str) -> Checkpoint:
     """
     with _reading(folder):
         body, _, _ = _read_manifest(folder)
-        state, stored = body["state"], body["files"][ARRAYS]
+        state = body["state"]
         if state["plan_sha256"] != plan_sha256:
             reason = f"it belongs to the plan {state['plan_sha256']}, not to {plan_sha256}"
             raise CheckpointRefused(str(folder), reason, "go on with the plan it was made by, or start a new job")
-        with open(folder / ARRAYS, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != stored["sha256"]:
-                raise ValueError(f"{ARRAYS} has another hash than the manifest says")
+        _check_arrays(folder, body)
         arrays = safetensors.numpy.load_file(folder / ARRAYS)
         points = tuple(MetricPoint(*point) for point in state["points"])
         epoch, loss = state["stopping"]
         stopping = StoppingState(epoch, math.inf if loss is None else loss)
         return Checkpoint(**{**state, **arrays, "points": points, "stopping": stopping})
+
+
+def read_parameters(folder: Path) -> Array:
+    """The committed parameters (P,) alone, of whatever plan, every byte of the checkpoint checked.
+
+    Raises what `read_checkpoint` raises.
+    """
+    with _reading(folder):
+        _check_arrays(folder, _read_manifest(folder)[0])
+        with safetensors.safe_open(folder / ARRAYS, framework="numpy") as file:
+            found: Array = file.get_tensor("parameters")
+        return found
 
 
 def sealed(body: dict[str, Any]) -> bytes:
@@ -179,15 +191,6 @@ def unsealed(content: bytes) -> tuple[dict[str, Any], str]:
     if not isinstance(sha256, str) or sealed(body) != content:
         raise ValueError(f"{MANIFEST} has another hash than it says")
     return body, sha256
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: a rename alone is not."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Array]) -> tuple[int, str]:
@@ -231,6 +234,13 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], int, str]:
     return body, size, sha256
 
 
+def _check_arrays(folder: Path, body: dict[str, Any]) -> None:
+    """ValueError where the arrays are not those that were written."""
+    with open(folder / ARRAYS, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != body["files"][ARRAYS]["sha256"]:
+            raise ValueError(f"{ARRAYS} has another hash than the manifest says")
+
+
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[None]:
     """Tell damage from a disk that does not let us read."""
@@ -268,6 +278,8 @@ def _plain(value: Any) -> Any:
     """What decides, in JSON's types. TypeError, from the encoder, on what this does not know."""
     if isinstance(value, DataSpec):
         return value.key()  # where the folders are decides nothing
+    if isinstance(value, Kept):
+        return value.sha256
     if isinstance(value, Specification | Choice):
         return value.to_json()
     if dataclasses.is_dataclass(value):

@@ -4,6 +4,7 @@ step-<number>               a checkpoint (worker.checkpoint); it has this name o
 broken-step-<number>-<ns>   one that turned out to be damaged, kept for who wants to look
 .partial-<random>           being written or being removed: what a crash leaves is swept by the next attempt
 .replaced-<number>          the former checkpoint of a step that is saved again
+warm-start                  what the job has started from, if from another one (worker.warm_start): not looked at here
 """
 
 import contextlib
@@ -17,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.checkpoint import (
+    Array,
     Checkpoint,
     CheckpointDescription,
     read_checkpoint,
     read_description,
-    sync_folder,
+    read_parameters,
     write_checkpoint,
 )
+from worker.durable import make_durably, sync_folder
 from worker.errors import CheckpointDamaged, CheckpointRefused, CheckpointStorageError
 
 NEWEST_KEPT = 3
@@ -70,7 +73,7 @@ class CheckpointStore:
         """Durable when it returns, in the place of an earlier one of the same step. Lets go what is not retained."""
         partial = self.folder / f"{_PARTIAL}{secrets.token_hex(8)}"
         with self._disk():
-            _make_durably(self.folder)
+            make_durably(self.folder)
             try:
                 partial.mkdir()
                 description = write_checkpoint(partial, checkpoint)
@@ -113,6 +116,13 @@ class CheckpointStore:
                 with contextlib.suppress(CheckpointDamaged, CheckpointRefused):
                     found.append(read_description(self._path(step)))
         return tuple(found)
+
+    def parameters(self, step: int) -> Array:
+        """The parameters (P,) of the checkpoint of `step`, for any process; every byte of it is checked.
+
+        Raises CheckpointDamaged, also where there is none, and CheckpointRefused; nothing is set aside.
+        """
+        return read_parameters(self._path(step))
 
     def sweep(self) -> None:
         """Remove what a crash left. Only for the process that writes: it would take its own work from another."""
@@ -199,10 +209,3 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _make_durably(folder: Path) -> None:
-    if not folder.is_dir():
-        _make_durably(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)

@@ -25,6 +25,7 @@ from core.preprocessing import Preprocessing, PreprocessingSpec
 from core.targets import class_key
 from worker.splits import Rows, Split, random_split, stratified_split, time_split
 from worker.table import DatasetError, Table, open_table
+from worker.warm_start import Kept, kept_preprocessing
 
 __all__ = ["DataSpec", "DatasetError", "PreparedDataset", "open_prepared", "prepare"]
 
@@ -36,12 +37,12 @@ _ABANDONED_SECONDS = 86_400.0  # a temporary folder this old belongs to a proces
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a job reads, and how it is split. Everything but the two folders decides the arrays.
+    """What a job reads, and how it is split. Everything but the folders decides the arrays.
 
     `validation` and `test` are fractions of the rows that have a target; `split_by` is random, stratified or time (then
     `split_column` orders the rows: the newest are the test rows, those before them the validation rows).
     `class_weight`: balanced, or pairs of a class (as a JSON key) and its weight, 1 for the others; training rows count
-    by it.
+    by it. `fitted`: a preprocessing of the same features and targets to be taken as it is, and not fitted anew.
     """
 
     dataset_folder: str
@@ -55,6 +56,7 @@ class DataSpec:
     split_seed: int
     cache_folder: str
     class_weight: str | tuple[tuple[str, float], ...] | None = None
+    fitted: Kept | None = None
 
     def key(self) -> str:
         """64 hex digits: equal for equal arrays."""
@@ -67,6 +69,8 @@ class DataSpec:
         }
         if self.class_weight is not None:
             matters["class_weight"] = self.class_weight
+        if self.fitted is not None:
+            matters["fitted"] = self.fitted.sha256
         return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
 
 
@@ -106,7 +110,7 @@ def prepare(spec: DataSpec) -> PreparedDataset:
     """The arrays of `spec`, from the cache or built now; a damaged entry is rebuilt. Safe for many processes at once.
 
     DatasetError: no such dataset, or another one than the spec's. DataError, SpecificationError: its columns do not
-    suit the spec, in words for the user.
+    suit the spec, in words for the user. WarmStartDamaged: `fitted` is not what was kept.
     """
     cache = Path(spec.cache_folder)
     cache.mkdir(parents=True, exist_ok=True)
@@ -165,7 +169,10 @@ def _build(spec: DataSpec, folder: Path) -> None:
     usable = _rows_with_targets(table, columns, wanted.targets)
     classes = distinct_values(columns[wanted.targets[0]], usable) if wanted.task == "classification" else None
     split = _split(spec, columns, usable, classes)
-    fitted = Preprocessing.fit(wanted, columns, split.train, classes)
+    if spec.fitted is None:
+        fitted = Preprocessing.fit(wanted, columns, split.train, classes)
+    else:
+        fitted = kept_preprocessing(spec.fitted)
     weights = None if spec.weight_column is None else _weights(columns[spec.weight_column], usable, split)
     for name, rows in split.named().items():
         features = np.lib.format.open_memmap(

@@ -12,6 +12,7 @@ WorkerError
  ├─ Orphaned         nobody has asked about the job for a while
  ├─ TrainerLost      the trainer's process is gone
  ├─ ClusterLost      Ray itself is gone
+ ├─ WarmStartDamaged  the weights that a job is to start from are not what was kept
  └─ CheckpointError
      ├─ CheckpointStorageError  the disk does not take or give a checkpoint
      ├─ CheckpointDamaged       a checkpoint that is not what was written
@@ -125,6 +126,17 @@ class ClusterLost(WorkerError):
 
     def __str__(self) -> str:
         return f"Ray is lost: {self.reason}"
+
+
+class WarmStartDamaged(WorkerError):
+    """What a job is to start from, kept in `folder`, cannot be used, for `reason`."""
+
+    def __init__(self, folder: str, reason: str) -> None:
+        super().__init__(folder, reason)
+        self.folder, self.reason = folder, reason
+
+    def __str__(self) -> str:
+        return f"the model to start from, kept in {self.folder}, is damaged: {self.reason}"
 
 
 class CheckpointError(WorkerError):

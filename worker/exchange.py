@@ -60,7 +60,10 @@ class Exchange(Protocol):
         """A copy of the committed parameters (row 0) and the optimizer's state (the other rows), (1+S, P)."""
 
     def restore(self, step: int, state: Array, best: Array | None) -> None:
-        """Before the first step: go on after `step`, of which `state` is the snapshot; `best`: what was kept, (P,)."""
+        """Before the first step: go on after `step`, of which `state` is the snapshot; `best`: what was kept, (P,).
+
+        `step` 0: begin with other parameters than the seed's.
+        """
 
     def close(self) -> None:
         """Let the workers go. Nothing else is called afterwards."""

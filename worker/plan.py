@@ -12,6 +12,7 @@ from core.optimizers import OptimizerSpec
 from core.schedules import ScheduleSpec
 from worker.dataset import DataSpec
 from worker.sampling import Sampling
+from worker.warm_start import Kept
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class TrainingPlan:
     log_every_steps: int = 1
     early_stopping: EarlyStopping | None = None
     max_seconds: float | None = None
+    warm_start: Kept | None = None  # the weights to begin with; None: those of `seed`
     checkpoint_folder: str | None = None  # None: no checkpoints
     checkpoint_every_seconds: float = 30.0
     spec: dict[str, Any] = field(default_factory=dict)  # the resolved job spec: carried into the model file
@@ -141,7 +143,7 @@ class TrainingResult:
 class TrainingFailure:
     """Why a training ended without a result.
 
-    `code`: diverged, worker_failures, invalid_dataset, out_of_memory, disk_full, internal.
+    `code`: diverged, worker_failures, invalid_dataset, invalid_warm_start, out_of_memory, disk_full, internal.
     """
 
     code: str

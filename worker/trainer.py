@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
+
 from core.metrics import metrics
 from core.model_file import Model, model_bytes
 from worker.checkpointing import Checkpointing, Position
@@ -21,6 +23,7 @@ from worker.probe import Probe
 from worker.recorder import LossLog, Recorder
 from worker.sampling import Sampling
 from worker.stopping import decide
+from worker.warm_start import Kept, kept_weights
 
 CHUNK_S = 0.2  # how long the trainer lets the exchange run before it looks around
 _SMOOTHING = 0.3  # of the examples per second, from chunk to chunk
@@ -76,7 +79,8 @@ class Trainer:
     def run(self) -> TrainingResult:
         """The trained model. Raises Diverged, TooManyFailures, Cancelled, Paused, Orphaned, and what `prepare` raises.
 
-        It goes on from the plan's newest checkpoint, where there is one.
+        It goes on from the plan's newest checkpoint, where there is one; else it begins with the weights of
+        `warm_start` (WarmStartDamaged where they are not what was kept), or with the seed's.
         """
         self._recorder.progress(phase="preparing", epochs=self._plan.epochs)
         prepared = prepare(self._plan.data)
@@ -152,15 +156,24 @@ class Trainer:
         return at
 
     def _begin(self, exchange: Exchange, steps: StepPlan) -> tuple[Position, LossLog]:
-        """At the first step, or where a checkpoint says."""
+        """At the first step, or where a checkpoint says: that one knows better than `warm_start`."""
         self._probe = Probe(exchange.workers) if self._plan.auto_workers else None
         found, at, sums = self._checkpoints.resume(exchange), Position(), (0.0, 0.0)
         if found is not None:
             at = Position(found.step, found.epoch, found.stopping, found.stopped, found.worker_failures, found.seconds)
             sums = found.loss_sum, found.weight_sum
             self._recorder.progress(step=at.step, epoch=steps.sampling.epoch_of(at.step))
+        elif self._plan.warm_start is not None:
+            self._start_warm(exchange, self._plan.warm_start)
         self._began = self._clock() - at.seconds
         return at, LossLog(self._recorder, self._plan.log_every_steps, steps.steps, *sums)
+
+    def _start_warm(self, exchange: Exchange, source: Kept) -> None:
+        """Begin with kept weights; the optimizer's state is that of a first step all the same."""
+        weights = kept_weights(source)
+        exchange.restore(0, np.concatenate([weights[None], exchange.snapshot()[1:]]), None)
+        message = f"begins with the weights {source.sha256[:16]}..., as training.warm_start says"
+        self._recorder.event(TrainerEvent("log", "info", message, {"weights_sha256": source.sha256}, time.time()))
 
     def _epoch(self, exchange: Exchange, steps: StepPlan, at: Position, losses: LossLog) -> Iterator[StepReport]:
         """Run what is left of the epoch after `at.epoch`, in chunks of about CHUNK_S; between chunks the trainer looks

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from core.errors import CoreError
 from worker.dataset import DatasetError
-from worker.errors import Cancelled, Diverged, Orphaned, Paused, RemoteLost, TooManyFailures
+from worker.errors import Cancelled, Diverged, Orphaned, Paused, RemoteLost, TooManyFailures, WarmStartDamaged
 from worker.plan import TrainerReport, TrainingFailure, TrainingPlan, TrainingResult
 from worker.recorder import Recorder
 from worker.trainer import OpenExchange, Trainer
@@ -97,6 +97,8 @@ def failure_of(error: Exception) -> TrainingFailure:
         return TrainingFailure("worker_failures", str(error), {"failures": error.failures})
     if isinstance(error, CoreError | DatasetError):
         return TrainingFailure("invalid_dataset", str(error), {})
+    if isinstance(error, WarmStartDamaged):
+        return TrainingFailure("invalid_warm_start", f"{error}; submit the job again", {})
     if isinstance(error, MemoryError):
         return TrainingFailure("out_of_memory", str(error) or "the trainer's memory does not suffice", {})
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -11,12 +11,14 @@ from service import answers
 from service.answers import Answer
 from service.bodies import read_object, validated
 from service.context import Context, context
-from service.errors import ApiError, NotFound, SpecError
+from service.errors import ApiError, NotFound, SpecError, StoreError
 from service.idempotency import create_once, new_id
 from service.job_state import FINAL, STATUSES
 from service.records import DatasetRecord, JobRecord
 from service.resolve import Resolved, check_workers, resolve
+from service.resolve_warm_start import Source
 from service.schemas import JobSpec, ScaleRequest
+from service.warm_start import find_source, forget_source, keep_source, target_classes
 from worker.checkpoint_store import CheckpointStore
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -41,18 +43,24 @@ def _submit(parts: Context, data: dict[str, Any], sha256: str, dry_run: bool, ke
     spec = validated(JobSpec, data)
 
     def create(job_id: str) -> tuple[int, answers.Json]:
-        dataset, resolved = _resolve(parts, spec)
-        record = parts.store.create_job(
-            job_id,
-            resolved.spec["name"],
-            dataset.id,
-            resolved.spec,
-            resolved.plan,
-            spec.metadata,
-            resolved.model_name,
-            priority=spec.priority,
-            most_queued=parts.settings.max_queued_jobs,
-        )
+        dataset, resolved, source = _resolve(parts, spec)
+        if source is not None:  # first: the job, once there, needs nothing of the source any more
+            keep_source(parts.settings, job_id, source)
+        try:
+            record = parts.store.create_job(
+                job_id,
+                resolved.spec["name"],
+                dataset.id,
+                resolved.spec,
+                resolved.plan,
+                spec.metadata,
+                resolved.model_name,
+                priority=spec.priority,
+                most_queued=parts.settings.max_queued_jobs,
+            )
+        except StoreError:
+            forget_source(parts.settings, job_id)
+            raise
         return 201, job_answer(parts, record)
 
     def find(job_id: str) -> answers.Json | None:
@@ -66,7 +74,7 @@ def _submit(parts: Context, data: dict[str, Any], sha256: str, dry_run: bool, ke
     return create_once(parts.store, key, "/v1/jobs", sha256, new_id("job"), create, find)
 
 
-def _resolve(parts: Context, spec: JobSpec) -> tuple[DatasetRecord, Resolved]:
+def _resolve(parts: Context, spec: JobSpec) -> tuple[DatasetRecord, Resolved, Source | None]:
     try:
         dataset = parts.store.get_dataset(spec.dataset)
     except NotFound as error:
@@ -77,7 +85,12 @@ def _resolve(parts: Context, spec: JobSpec) -> tuple[DatasetRecord, Resolved]:
     if dataset.status == "failed":
         raise SpecError("dataset", f"{dataset.name} could not be read: {(dataset.error or {}).get('message')}")
     known = {"id": dataset.id, "name": dataset.name, "rows": dataset.rows, "columns": dataset.columns}
-    return dataset, resolve(spec, known, parts.limits)
+    wanted = spec.training.warm_start
+    if wanted is None:
+        return dataset, resolve(spec, known, parts.limits), None
+    source = find_source(parts.store, parts.settings, wanted)
+    classes = target_classes(parts.settings, dataset, source.model.preprocessing.spec.targets[0])
+    return dataset, resolve(spec, known, parts.limits, source, classes), source
 
 
 def job_answer(parts: Context, record: JobRecord) -> answers.Json:

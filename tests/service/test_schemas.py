@@ -313,7 +313,6 @@ LATER: list[tuple[str, Any]] = [
     ("test_dataset", "ds_1"),
     ("training.precision", "float16"),
     ("training.precision", "bfloat16"),
-    ("training.warm_start", "digits/1"),
 ]
 
 
@@ -328,6 +327,47 @@ def test_what_a_later_part_brings_is_refused_as_such(path: str, value: Any) -> N
 def test_the_default_of_what_a_later_part_brings_is_no_wish() -> None:
     given = spec(validation_dataset=None, training={"warm_start": None})
     assert given == spec()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"job": "job_1"},
+        {"job": "job_1", "step": 400},
+        {"model": "digits"},
+        {"model": "digits", "version": 3},
+        {"model": "digits", "alias": "production"},
+    ],
+)
+def test_a_job_begins_with_the_weights_of_a_job_or_a_version(value: dict[str, Any]) -> None:
+    found = spec(training={"warm_start": value}).training.warm_start
+    assert found is not None
+    assert found.model_dump(exclude_none=True) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        ("job_1", "training.warm_start"),
+        ({}, "training.warm_start"),
+        ({"step": 4}, "training.warm_start"),
+        ({"job": "job_1", "model": "digits"}, "training.warm_start"),
+        ({"job": "job_1", "version": 1}, "training.warm_start"),
+        ({"job": "job_1", "alias": "production"}, "training.warm_start"),
+        ({"model": "digits", "step": 4}, "training.warm_start"),
+        ({"model": "digits", "version": 1, "alias": "production"}, "training.warm_start"),
+        ({"job": "job_1", "step": 0}, "training.warm_start.step"),
+        ({"model": "digits", "version": "1"}, "training.warm_start.version"),
+        ({"model": "digits", "alias": "staging"}, "training.warm_start.alias"),
+        ({"job": "job_1", "epoch": 3}, "training.warm_start.epoch"),
+    ],
+)
+def test_what_names_no_weights_is_refused_with_what_would(value: Any, param: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        spec(training={"warm_start": value})
+    assert (refusal.value.code, refusal.value.param) == ("invalid_spec", param)
+    if param == "training.warm_start":
+        assert "{job: job_..., step: 400}" in refusal.value.message
 
 
 @pytest.mark.parametrize("version", [0, -1, 1.5, "1", None, True, 2**60])
