@@ -11,7 +11,7 @@ from service import answers
 from service.answers import Answer
 from service.bodies import read_object, validated
 from service.context import Context, context
-from service.errors import ApiError, NotFound, SpecError, StoreError
+from service.errors import ApiError, NotFound, SpecError, StoreError, StoreUnavailable
 from service.idempotency import create_once, new_id
 from service.job_state import FINAL, STATUSES
 from service.records import DatasetRecord, JobRecord
@@ -58,6 +58,8 @@ def _submit(parts: Context, data: dict[str, Any], sha256: str, dry_run: bool, ke
                 priority=spec.priority,
                 most_queued=parts.settings.max_queued_jobs,
             )
+        except StoreUnavailable:
+            raise  # the job may be there all the same; where it is not, a sweep takes what was kept for it
         except StoreError:
             forget_source(parts.settings, job_id)
             raise
