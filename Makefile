@@ -30,6 +30,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose*.yaml
+	$(BIN)/kubernetes-validate --strict --no-warn --quiet deploy/kubernetes/*.yaml
 
 # BENCH="engine --mnist FOLDER" chooses; the peers live in an environment of their own.
 bench: $(BENCH_READY)
