@@ -26,7 +26,7 @@ from service.ports import LOOPBACK, free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BIN = Path(sys.executable).parent
-HEALTHY_S = 90.0
+HEALTHY_S = 120.0
 OWN_PORTS = {"api": {8000: "FALLLINE_PORT"}, "mlflow": {5000: "FALLLINE_MLFLOW_PORT"}}
 # Ray takes 127.0.0.1 for a machine that is alone and replaces it by an outward address; this one it leaves as it is.
 RAY_NODE = "127.0.0.2"
@@ -71,12 +71,12 @@ class Container:
         return found.returncode == 0
 
     def wait_until_healthy(self) -> None:
-        """Returns when it is; fails when it has ended, or after HEALTHY_S."""
-        assert self.child is not None
+        """Returns when it is; fails after HEALTHY_S. One that has ended is started again: `restart: unless-stopped`."""
         until = time.monotonic() + HEALTHY_S
         while not self.is_healthy():
-            assert self.child.poll() is None, f"{self.name} has ended:\n{self.log.read_text()[-3000:]}"
             assert time.monotonic() < until, f"{self.name} is not healthy:\n{self.log.read_text()[-3000:]}"
+            if self.child is None or self.child.poll() is not None:
+                self.start()
             time.sleep(0.2)  # as an engine asks, again and again
 
     def processes(self, title: str) -> list[int]:

@@ -78,8 +78,7 @@ def test_a_lost_worker_node_costs_no_job_and_no_bit(composition: Composition, cl
     job = client.jobs.wait(job_id, timeout_s=180)
     assert job["status"] == "succeeded", job
     assert job["result"]["weights_sha256"] == first["result"]["weights_sha256"]
-    lost.start()  # as `restart: unless-stopped` has an engine do
-    lost.wait_until_healthy()
+    lost.wait_until_healthy()  # it has been started again
 
 
 def test_nothing_is_left(composition: Composition) -> None:
