@@ -66,8 +66,11 @@ class Container:
         self.child = Child(Command(arguments, self.environment, self.folder), self.log, grace=5.0)
 
     def is_healthy(self) -> bool:
-        """Whether its health check says so."""
-        found = subprocess.run(self.health, env=self.environment, cwd=self.folder, capture_output=True, timeout=30)
+        """Whether its health check says so, in time."""
+        try:
+            found = subprocess.run(self.health, env=self.environment, cwd=self.folder, capture_output=True, timeout=30)
+        except subprocess.TimeoutExpired:
+            return False
         return found.returncode == 0
 
     def wait_until_healthy(self) -> None:
