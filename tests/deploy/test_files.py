@@ -123,6 +123,13 @@ def test_kuberay_starts_the_nodes_as_compose_does(name: str) -> None:
     assert {option: value for option, value in here.items() if option not in own} == there
 
 
+@pytest.mark.parametrize("name", ["api", "mlflow", "controller"])
+def test_kubernetes_runs_the_commands_that_compose_runs(name: str) -> None:
+    """But for the head's name; those of compose are run by test_composition.py."""
+    here = [word.replace("ray-head", "fallline-head-svc") for word in SERVICES[name]["command"]]
+    assert here == CONTAINERS[name]["command"]
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_compose_gives_settings_that_exist_and_can_be_meant(name: str) -> None:
     given = image_environment() | SERVICES[name]["environment"]
