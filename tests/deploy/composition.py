@@ -19,10 +19,11 @@ from typing import Any, Self
 
 from ruamel.yaml import YAML
 
-from service import launcher
 from service.child import Child
 from service.embedded import Command, new_token
 from service.ports import LOOPBACK, free_port
+
+from ..system.conftest import processes_below
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BIN = Path(sys.executable).parent
@@ -46,14 +47,13 @@ def image_environment() -> dict[str, str]:
 
 @dataclass
 class Container:
-    """One service's process, in the place of a container. `ports`: the container's -> this machine's."""
+    """One service's process, in the place of a container."""
 
     name: str
     command: list[str]
     health: list[str]
     environment: dict[str, str]
     folder: Path
-    ports: dict[int, int]
     child: Child | None = field(default=None, init=False)
 
     @property
@@ -85,14 +85,7 @@ class Container:
     def processes(self, title: str) -> list[int]:
         """The pids of its processes whose command line contains `title`."""
         assert self.child is not None
-        found = []
-        for pid in launcher.descendants(self.child.pid):
-            try:
-                if title in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
-                    found.append(pid)
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has just ended
-        return found
+        return processes_below(self.child.pid, title)
 
     def wait_until_ended(self) -> None:
         """Returns when nothing of it is left."""
@@ -194,12 +187,8 @@ class Composition:
         environment = {key: mapped(value) for key, value in environment.items()}
         environment |= {variable: str(ports[port]) for port, variable in OWN_PORTS.get(name, {}).items()}
         environment |= {"PATH": f"{BIN}:{os.defpath}", "TMPDIR": str(scratch), "RAY_TMPDIR": str(scratch)}
-        command = service["command"]
-        if command[0] != "sh":
-            command = shlex.split(mapped(shlex.join(command)))
-        else:
-            command = [mapped(word) for word in command]
+        command = shlex.split(mapped(shlex.join(service["command"])))
         if "--head" in command:
             command.append(f"--dashboard-port={free_port()}")
         health = [mapped(word) for word in service["healthcheck"]["test"][1:]]
-        return Container(name, command, [str(BIN / health[0]), *health[1:]], environment, folder, ports)
+        return Container(name, command, [str(BIN / health[0]), *health[1:]], environment, folder)
