@@ -30,6 +30,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose*.yaml
+	$(BIN)/kubernetes-validate --strict --no-warn --quiet deploy/kubernetes/*.yaml
 
 # BENCH="engine --mnist FOLDER" chooses; the peers live in an environment of their own.
 bench: $(BENCH_READY)
@@ -39,11 +42,13 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# A new lock, from requirements.in: universal over platforms and Python versions, with hashes, without index hosts.
+# A new lock, from requirements.in: universal over platforms and Python versions, with hashes, without index hosts. The
+# image's is the part of it that runs: what the packages import, and what builds them.
+COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 lock: $(READY)
 	$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet uv
-	$(VENV)/lock/bin/uv pip compile requirements.in --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
+	$(VENV)/lock/bin/uv $(COMPILE) requirements.in -o requirements.lock
+	echo setuptools | $(VENV)/lock/bin/uv $(COMPILE) pyproject.toml - --constraint requirements.lock -o deploy/requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fall Line needs Python 3.11 or newer, this is " + sys.version.split()[0])'

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,15 +87,21 @@ def ray_head(environment: Mapping[str, str], port: int, folder: Path, worker_slo
     return Command(arguments, dict(environment), folder, remove=folder)
 
 
-def mlflow_server(environ: Mapping[str, str], port: int, folder: Path) -> Command:
-    """An MLflow server on `port` that keeps all it has below `folder`.
+def mlflow_server(
+    environ: Mapping[str, str],
+    port: int,
+    folder: Path,
+    host: str = LOOPBACK,
+    names: Iterable[str] = (LOOPBACK, "localhost"),
+) -> Command:
+    """An MLflow server on `host` and `port` that keeps all it has below `folder`.
 
     It runs there too: MLflow's defaults are relative to the working directory, and an `mlruns` folder of somebody's
-    there would change them. Only this machine's own names for it are accepted as hosts and origins.
+    there would change them. Only requests to `names`, and from their pages, are answered.
     """
-    hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost")]
+    hosts = [f"{name}:{port}" for name in names]
     options = {
-        "host": LOOPBACK,
+        "host": host,
         "port": port,
         "workers": 1,
         "backend-store-uri": f"sqlite:///{folder / 'mlflow.db'}",

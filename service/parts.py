@@ -9,6 +9,8 @@
 import json
 import os
 import secrets
+import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,3 +77,15 @@ def read_parts(home: Path, now: float) -> dict[str, Part]:
     told = json.loads((run_folder(home) / "status.json").read_text())["parts"]
     unknown = {"state": "starting", "since": checked_at, "detail": "not reported yet"}
     return {name: Part(**told.get(name, unknown)) for name in PARTS}
+
+
+def main() -> int:
+    """`python -m service.parts`: 0 where the controller has shown a sign of life of late. For health checks."""
+    from service.settings import Settings
+
+    seen = last_sign(Settings.from_environment(os.environ).home)
+    return 0 if seen is not None and time.time() - seen <= STALE_SECONDS else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,6 +38,12 @@ def listens(host: str, port: int) -> bool:
     return True
 
 
+def reachable(host: str) -> str:
+    """`host` as a URL of this machine names it: who binds all addresses is called by the loopback one."""
+    host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
 def chosen_port(setting: str, host: str, port: int) -> int:
     """`port`, or a free one for 0. Raises `ServeError`, which names the setting, when it is taken."""
     if port == 0:

@@ -23,7 +23,10 @@ class Setting:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("FALLLINE_HOME", "~/.fallline", "folder of the database, datasets, checkpoints, artifacts and logs"),
-    Setting("FALLLINE_HOST", "127.0.0.1", "address that the API binds; a loopback address"),
+    Setting("FALLLINE_HOST", "127.0.0.1", "address that the API binds; a loopback address, or see the next one"),
+    Setting(
+        "FALLLINE_TRUSTED_NETWORK", "false", "true: `FALLLINE_HOST` may be any address, whoever reaches it is trusted"
+    ),
     Setting("FALLLINE_PORT", "8000", "port of the API; 0 takes a free one"),
     Setting("FALLLINE_ALLOWED_HOSTS", "", "further host names, separated by commas, by which the API may be called"),
     Setting("FALLLINE_DATABASE_URL", "sqlite:///HOME/fallline.db", "SQLAlchemy URL of the store"),
@@ -142,7 +145,8 @@ class Settings:
         """Read `FALLLINE_*` from `environ`. An empty value counts as not given.
 
         Raises SettingsError for an unknown `FALLLINE_` name, a value that does not parse, or a host that is not
-        loopback: API keys are not supported yet, so whoever reaches the port owns the service.
+        loopback on a network that nobody has called trusted: API keys are not supported yet, so whoever reaches the
+        port owns the service.
         """
         _refuse_unknown(environ)
         if _boolean(environ, "FALLLINE_API_KEYS_REQUIRED"):
@@ -150,7 +154,7 @@ class Settings:
         home = Path(_text(environ, "FALLLINE_HOME")).expanduser().absolute()
         return cls(
             home=home,
-            host=_loopback(_text(environ, "FALLLINE_HOST")),
+            host=_host(_text(environ, "FALLLINE_HOST"), _boolean(environ, "FALLLINE_TRUSTED_NETWORK")),
             port=_integer(environ, "FALLLINE_PORT", 0, 65535),
             allowed_hosts=tuple(
                 name.strip().lower() for name in _text(environ, "FALLLINE_ALLOWED_HOSTS").split(",") if name.strip()
@@ -229,15 +233,18 @@ def _disk_reserve(environ: Mapping[str, str]) -> int | None:
     return _integer(environ, "FALLLINE_DISK_RESERVE_MB", 0, 10**9) * 10**6
 
 
-def _loopback(host: str) -> str:
+def _host(host: str, trusted_network: bool) -> str:
     if host.lower() == "localhost":
         return host.lower()
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        loopback = False
-    if not loopback:
+        raise SettingsError("FALLLINE_HOST", host, "expected an IP address to listen on, or localhost") from None
+    if not address.is_loopback and not trusted_network:
         raise SettingsError(
-            "FALLLINE_HOST", host, "expected a loopback address: API keys are not supported yet, so no other is safe"
+            "FALLLINE_HOST",
+            host,
+            "expected a loopback address: API keys are not supported yet, so whoever reaches another one owns the "
+            "service. Where only trusted people and programs can, set FALLLINE_TRUSTED_NETWORK=true",
         )
     return host

@@ -11,7 +11,6 @@ started again for it. A controller that says that Ray is lost, or says nothing f
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import time
@@ -32,7 +31,8 @@ from service.embedded import (
 )
 from service.errors import ServiceError
 from service.home import ServeError, new_ray_folder, only_one
-from service.ports import LOOPBACK, chosen_port, free_port, listens
+from service.one_part import check_ray_address
+from service.ports import LOOPBACK, chosen_port, free_port, listens, reachable
 from service.settings import Settings
 from service.supervised_part import SupervisedPart
 
@@ -57,13 +57,13 @@ class Supervisor:
     def __init__(self, settings: Settings, tell: Callable[[str], None] = say) -> None:
         """Raises `ServeError` when a port is taken, or the address of Ray is not one."""
         self.settings, self.tell = settings, tell
-        if settings.ray_address and not re.fullmatch(r"[^/:]+:\d+", settings.ray_address):
-            raise ServeError(f"FALLLINE_RAY_ADDRESS={settings.ray_address}: expected HOST:PORT of a cluster's head")
+        if settings.ray_address:
+            check_ray_address(settings.ray_address)
         self.started_at = time.time()
         self.stops = 0
         self.accepts_jobs = self.everything_is_up = False
         self.port = chosen_port("FALLLINE_PORT", settings.host, settings.port)
-        self.api_url = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{self.port}"
+        self.api_url = f"http://{reachable(settings.host)}:{self.port}"
         self.mlflow_port = 0
         self.mlflow_url = settings.mlflow_tracking_uri
         if self.mlflow_url is None:

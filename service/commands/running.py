@@ -10,17 +10,25 @@ from service.commands.common import print_json
 
 
 @click.command()
-def serve() -> None:
+@click.option(
+    "--only",
+    type=click.Choice(["api", "controller", "mlflow"]),
+    help="Be this part alone, kept running by something else: a container, systemd.",
+)
+def serve(only: str | None) -> None:
     """Run the service: API, controller, Ray and MLflow. Ctrl-C ends it.
 
     Settings come from FALLLINE_* variables (docs/settings.md).
     """
-    from service import supervisor
+    from service import one_part, supervisor
     from service.errors import ServiceError
     from service.settings import Settings
 
     try:
-        sys.exit(supervisor.serve(Settings.from_environment(os.environ)))
+        settings = Settings.from_environment(os.environ)
+        if only is not None:
+            one_part.run_only(only, settings, os.environ)
+        sys.exit(supervisor.serve(settings))
     except ServiceError as error:
         raise click.ClickException(str(error)) from error
 

@@ -20,6 +20,7 @@ from service.settings import SETTINGS, Settings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+DOCUMENTS = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "deploy" / "README.md"]
 
 
 def commands(command: click.Command, path: str = "fallline") -> Iterator[tuple[str, click.Command]]:
@@ -53,7 +54,7 @@ def test_every_setting_stands_in_the_docs(setting: object) -> None:
 
 def test_no_setting_stands_in_the_docs_that_does_not_exist() -> None:
     known = {setting.name for setting in SETTINGS}
-    for document in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+    for document in [ROOT / "README.md", ROOT / "deploy" / "README.md", *DOCS.rglob("*.md")]:
         found = set(re.findall(r"FALLLINE_[A-Z_]*[A-Z]", document.read_text()))
         assert found <= known, document
 
@@ -125,7 +126,7 @@ def test_every_direct_dependency_has_its_reason() -> None:
             assert f"| {line.split('[')[0]} |" in text
 
 
-@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *DOCS.rglob("*.md")], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         if not target.startswith("http"):

@@ -7,7 +7,7 @@ import pytest
 
 from service.embedded import mlflow_server, python_module, ray_environment, ray_head, without_ray
 from service.home import ServeError
-from service.ports import chosen_port, free_port, is_free, listens
+from service.ports import chosen_port, free_port, is_free, listens, reachable
 
 ENVIRON = {
     "PATH": "/bin",
@@ -63,3 +63,11 @@ def test_ports(host: str) -> None:
             chosen_port("FALLLINE_PORT", host, port)
         assert chosen_port("FALLLINE_PORT", host, 0) != port
     assert not listens(host, port)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("10.0.0.4", "10.0.0.4")],
+)
+def test_what_is_bound_has_a_name_that_can_be_called(host: str, name: str) -> None:
+    assert reachable(host) == name

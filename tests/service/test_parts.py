@@ -2,11 +2,12 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from service.parts import PARTS, STALE_SECONDS, Part, read_parts, run_folder, write_parts
+from service.parts import PARTS, STALE_SECONDS, Part, main, read_parts, run_folder, write_parts
 
 
 def test_what_is_written_is_read_while_it_is_fresh(tmp_path: Path) -> None:
@@ -47,3 +48,13 @@ def test_before_the_first_sign_of_life_and_for_unreported_parts(tmp_path: Path) 
         "ray": "starting",
         "mlflow": "starting",
     }
+
+
+def test_the_health_check_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FALLLINE_HOME", str(tmp_path))
+    assert main() == 1
+    run_folder(tmp_path).mkdir()
+    write_parts(tmp_path, {}, time.time() - 2 * STALE_SECONDS)
+    assert main() == 1
+    write_parts(tmp_path, {}, time.time())
+    assert main() == 0

@@ -49,6 +49,7 @@ def test_an_empty_value_is_as_good_as_none() -> None:
         ("HOST", "0.0.0.0"),
         ("HOST", "192.168.1.4"),
         ("HOST", "example.org"),
+        ("TRUSTED_NETWORK", "yes"),
         ("API_KEYS_REQUIRED", "true"),
         ("API_KEYS_REQUIRED", "perhaps"),
         ("WORKER_SLOTS", "0"),
@@ -68,6 +69,15 @@ def test_what_cannot_be_meant_is_refused_by_name(name: str, value: str) -> None:
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "::1"])
 def test_loopback_by_any_name_is_a_host(host: str) -> None:
     assert read(HOST=host).host == host.lower()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::"])
+def test_another_address_needs_a_word_about_its_network(host: str) -> None:
+    with pytest.raises(SettingsError, match="FALLLINE_TRUSTED_NETWORK=true"):
+        read(HOST=host)
+    assert read(HOST=host, TRUSTED_NETWORK="true").host == host
+    with pytest.raises(SettingsError, match="expected an IP address"):
+        read(HOST="example.org", TRUSTED_NETWORK="true")
 
 
 def test_paths_are_absolute_and_the_home_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

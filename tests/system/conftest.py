@@ -20,6 +20,18 @@ from service.local_service import LocalService
 Job = dict[str, Any]
 
 
+def processes_below(ancestor: int, title: str) -> list[int]:
+    """The pids of all descendants of `ancestor` whose command line contains `title`."""
+    found = []
+    for pid in launcher.descendants(ancestor):
+        try:
+            if title in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
+                found.append(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+    return found
+
+
 class Service:
     """A running service, a client of it, and its processes."""
 
@@ -58,14 +70,7 @@ class Service:
 
     def processes(self, title: str = "") -> list[int]:
         """The pids of all processes whose command line contains `title`."""
-        found = []
-        for pid in launcher.descendants(self.supervisor):
-            try:
-                if title in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
-                    found.append(pid)
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has just ended
-        return found
+        return processes_below(self.supervisor, title)
 
     def environment(self, part: str) -> dict[str, str]:
         """A part's own, for what is to join it."""
