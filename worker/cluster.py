@@ -5,7 +5,6 @@ they outlive the controller and are found again by name; they are made ahead of 
 (`worker.pool`). The plain classes they wrap know nothing of it.
 """
 
-import gc
 import logging
 import os
 import time
@@ -17,24 +16,17 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from worker import shared_memory
 from worker.aggregator import ParameterAggregator
-from worker.crew import Crew as WorkerCrew
 from worker.crew import Reference, Remote
 from worker.errors import ClusterLost, RemoteLost, TrainerLost
-from worker.exchange import Exchange
 from worker.gradient_worker import GradientWorker
-from worker.object_exchange import ObjectExchange
-from worker.plan import StepPlan, TrainerReport, TrainingPlan
-from worker.pool import NOBODY, WORKER, Capacity, Crew, Pool, kind_of, recruit
-from worker.recorder import Recorder
-from worker.shared_memory import SharedMemoryExchange
-from worker.trainer_host import Run
+from worker.plan import TrainerReport, TrainingPlan
+from worker.pool import AGGREGATOR, NOBODY, TRAINER, WORKER, Capacity, Crew, Pool, kind_of, recruit
+from worker.trainer_host import AUTO, TrainerHost
 
 log = logging.getLogger(__name__)
 NAMESPACE = "fallline"
 SLOT = "worker_slots"
-AUTO, OBJECTS = "auto", "objects"  # exchanges
 ANSWER_S = 10.0  # an idle actor that does not answer within this is taken for dead, and killed
 START_S = 60.0  # a new one may take this long
 HEALTH = "health"  # an actor's second thread: answers who asks whether the process is alive, whatever the first does
@@ -63,6 +55,9 @@ class RayTransport:
     def __init__(self, trainer: str, workers: list[str]) -> None:
         self._trainer, self._workers = trainer, workers
         self._leaving: dict[str, Reference] = {}
+
+    def remote(self, name: str) -> RayRemote:
+        return RayRemote(name)
 
     def get(self, references: Sequence[Any]) -> list[Any]:
         CALLS["get"] += 1
@@ -98,7 +93,7 @@ class RayTransport:
         CALLS["recruit"] += 1
         self.forget_leavers()
         name = recruit(ACTORS, self._trainer, self._workers)
-        return None if name is None else RayRemote(name)
+        return None if name is None else self.remote(name)
 
     def release(self, remote: Remote, detached: Reference) -> None:
         self._leaving[remote.name] = detached
@@ -113,83 +108,6 @@ class RayTransport:
         for name, detached in list(self._leaving.items()):
             if self.is_ready(detached) and self._leaving.pop(name, None) is not None:
                 self._workers.remove(name)
-
-
-class TrainerHost:
-    """The actor in which a job's trainer runs."""
-
-    def __init__(self) -> None:
-        self._run: Run | None = None
-        self._crew: Crew | None = None
-        self._workers: list[str] = []
-        self._transport: RayTransport | None = None
-
-    def start(
-        self, plan: TrainingPlan, attempt: int, crew: Crew, workers: int, orphan_seconds: float, exchange: str
-    ) -> None:
-        """Begin; returns at once. `workers`: how many are wanted, of whom the crew may lack some."""
-        self._crew, self._workers = crew, list(crew.workers)
-        transport = self._transport = RayTransport(crew.trainer, self._workers)
-
-        def open_exchange(recorder: Recorder, look: Callable[[], None]) -> Any:
-            def opened(steps: StepPlan, seed: int) -> Exchange:
-                remotes = [RayRemote(name) for name in crew.workers]
-                members = WorkerCrew(steps, remotes, transport, recorder.event, look=look, wanted=workers)
-                members.admit(wait=True)
-                if exchange != OBJECTS and shared_memory.suits(steps, members):
-                    return SharedMemoryExchange(steps, seed, members, transport)
-                return ObjectExchange(steps, seed, members, RayRemote(crew.aggregator), transport)
-
-            return opened
-
-        self._run = Run(plan, attempt, workers, open_exchange, orphan_seconds, self._abandon)
-
-    def poll(self, acknowledged: int) -> tuple[TrainerReport, tuple[str, ...]] | None:
-        """The report, and the workers by now; None when no job has been started here."""
-        if self._run is None or self._transport is None:
-            return None
-        self._transport.forget_leavers()
-        return self._run.poll(acknowledged), tuple(self._workers)
-
-    def cancel(self) -> None:
-        """Ask the job to end."""
-        if self._run is not None:
-            self._run.cancel()
-
-    def pause(self) -> None:
-        """Ask the job to write a checkpoint and end."""
-        if self._run is not None:
-            self._run.pause()
-
-    def save(self, seconds: float) -> None:
-        """Have the job write a checkpoint, and go on; waits for it, at most `seconds`."""
-        if self._run is not None:
-            self._run.save(seconds)
-
-    def scale(self, workers: int) -> None:
-        """Ask the job to go on with so many workers."""
-        if self._run is not None:
-            self._run.scale(workers)
-
-    def describe(self) -> tuple[str, int, Crew] | None:
-        """Job, attempt and crew, workers recruited since included; None when no job has been started here."""
-        if self._run is None or self._crew is None:
-            return None
-        crew = Crew(self._crew.trainer, self._crew.aggregator, tuple(self._workers))
-        return self._run.job_id, self._run.attempt, crew
-
-    def reset(self) -> None:
-        """Forget the job, which has ended, and give its memory back."""
-        self._run = self._crew = self._transport = None
-        self._workers = []
-        gc.collect()  # a failure's traceback refers to itself, and to the job's segment
-
-    def _abandon(self) -> None:
-        """The job ends without an outcome: end the crew, and this process with it."""
-        assert self._crew is not None
-        for name in (*self._workers, self._crew.aggregator):
-            ACTORS.kill(name)
-        os._exit(1)
 
 
 class TrainerHandle:
@@ -325,8 +243,12 @@ class RayActors:
         return int(ray.cluster_resources().get(SLOT, 0))
 
     def create(self, name: str, holder: str = NOBODY) -> None:
-        kind = {kind.__name__: kind for kind in (TrainerHost, ParameterAggregator, GradientWorker)}[kind_of(name)]
-        resources, arguments = ({SLOT: 1}, (holder,)) if kind_of(name) == WORKER else ({}, ())
+        kind, *arguments = {
+            TRAINER: (TrainerHost, RayTransport, self.kill),
+            AGGREGATOR: (ParameterAggregator,),
+            WORKER: (GradientWorker, holder),
+        }[kind_of(name)]
+        resources = {SLOT: 1} if kind_of(name) == WORKER else {}
         options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0, "resources": resources}
         # Calls run one at a time, in their order: they share the job's buffers. So max_concurrency stays 1, and the
         # second thread has a group of its own: a worker serves in its seat for as long as a job lasts.

@@ -1,22 +1,33 @@
 """The process around trainers: runs one job's loop in a thread, answers polls, and turns how it ended into a report."""
 
 import errno
+import gc
 import logging
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
 
 from core.errors import CoreError
+from worker import shared_memory
+from worker.crew import Crew as Members
+from worker.crew import Remote, Transport
 from worker.dataset import DatasetError
 from worker.errors import Cancelled, Diverged, Orphaned, Paused, RemoteLost, TooManyFailures, WarmStartDamaged
-from worker.plan import TrainerReport, TrainingFailure, TrainingPlan, TrainingResult
+from worker.exchange import Exchange
+from worker.object_exchange import ObjectExchange
+from worker.plan import StepPlan, TrainerReport, TrainingFailure, TrainingPlan, TrainingResult
+from worker.pool import Crew
 from worker.recorder import Recorder
+from worker.shared_memory import SharedMemoryExchange
 from worker.trainer import OpenExchange, Trainer
 
 log = logging.getLogger(__name__)
 DIVERGENCE_HINT = "lower optimizer.learning_rate, or set optimizer.clip_norm (1.0 is a good start)"
+AUTO, OBJECTS = "auto", "objects"  # exchanges
 SAVED_LOOK_S = 0.05  # how often who waits for a checkpoint looks whether the run has ended
 
 
@@ -86,6 +97,94 @@ class Run:
         except Exception as error:
             self._failure = failure_of(error)
             self._outcome = "failed"
+
+
+class Connection(Transport, Protocol):
+    """A trainer's way to the other processes of its job."""
+
+    def remote(self, name: str) -> Remote:
+        """The process of that name. RemoteLost: there is none."""
+
+    def forget_leavers(self) -> None:
+        """Those that have detached by now are no workers of this trainer any more."""
+
+
+class TrainerHost:
+    """The process in which a trainer runs, one job after the other."""
+
+    def __init__(self, connect: Callable[[str, list[str]], Connection], kill: Callable[[str], None]) -> None:
+        """`connect` gets the trainer's name and the list of its workers, to be kept up to date; `kill` a name."""
+        self._connect, self._kill = connect, kill
+        self._run: Run | None = None
+        self._crew: Crew | None = None
+        self._workers: list[str] = []
+        self._connection: Connection | None = None
+
+    def start(
+        self, plan: TrainingPlan, attempt: int, crew: Crew, workers: int, orphan_seconds: float, exchange: str
+    ) -> None:
+        """Begin; returns at once. `workers`: how many are wanted, of whom the crew may lack some."""
+        self._crew, self._workers = crew, list(crew.workers)
+        connection = self._connection = self._connect(crew.trainer, self._workers)
+
+        def open_exchange(recorder: Recorder, look: Callable[[], None]) -> OpenExchange:
+            def opened(steps: StepPlan, seed: int) -> Exchange:
+                remotes = [connection.remote(name) for name in crew.workers]
+                members = Members(steps, remotes, connection, recorder.event, look=look, wanted=workers)
+                members.admit(wait=True)
+                if exchange != OBJECTS and shared_memory.suits(steps, members):
+                    return SharedMemoryExchange(steps, seed, members, connection)
+                return ObjectExchange(steps, seed, members, connection.remote(crew.aggregator), connection)
+
+            return opened
+
+        self._run = Run(plan, attempt, workers, open_exchange, orphan_seconds, self._abandon)
+
+    def poll(self, acknowledged: int) -> tuple[TrainerReport, tuple[str, ...]] | None:
+        """The report, and the workers by now; None when no job has been started here."""
+        if self._run is None or self._connection is None:
+            return None
+        self._connection.forget_leavers()
+        return self._run.poll(acknowledged), tuple(self._workers)
+
+    def cancel(self) -> None:
+        """Ask the job to end."""
+        if self._run is not None:
+            self._run.cancel()
+
+    def pause(self) -> None:
+        """Ask the job to write a checkpoint and end."""
+        if self._run is not None:
+            self._run.pause()
+
+    def save(self, seconds: float) -> None:
+        """Have the job write a checkpoint, and go on; waits for it, at most `seconds`."""
+        if self._run is not None:
+            self._run.save(seconds)
+
+    def scale(self, workers: int) -> None:
+        """Ask the job to go on with so many workers."""
+        if self._run is not None:
+            self._run.scale(workers)
+
+    def describe(self) -> tuple[str, int, Crew] | None:
+        """Job, attempt and crew, workers recruited since included; None when no job has been started here."""
+        if self._run is None or self._crew is None:
+            return None
+        return self._run.job_id, self._run.attempt, replace(self._crew, workers=tuple(self._workers))
+
+    def reset(self) -> None:
+        """Forget the job, which has ended, and give its memory back."""
+        self._run = self._crew = self._connection = None
+        self._workers = []
+        gc.collect()  # a failure's traceback refers to itself, and to the job's segment
+
+    def _abandon(self) -> None:
+        """The job ends without an outcome: end the crew, and this process with it."""
+        assert self._crew is not None
+        for name in (*self._workers, self._crew.aggregator):
+            self._kill(name)
+        os._exit(1)
 
 
 def failure_of(error: Exception) -> TrainingFailure:

@@ -16,12 +16,13 @@ from service.child import Child
 from service.embedded import own_environment, ray_environment, ray_head
 from service.launcher import parent_of
 from service.ports import LOOPBACK, free_port, listens
-from worker.cluster import AUTO, HEALTH, OBJECTS, Cluster, RayRemote, RayTransport, TrainerHandle
+from worker.cluster import HEALTH, Cluster, RayRemote, RayTransport, TrainerHandle
 from worker.errors import TrainerLost
 from worker.exchange import InProcessExchange
 from worker.plan import MetricPoint, TrainerEvent, TrainerReport, TrainingPlan, TrainingResult
 from worker.recorder import Recorder
 from worker.trainer import Trainer
+from worker.trainer_host import AUTO, OBJECTS
 
 pytestmark = pytest.mark.system
 

@@ -17,9 +17,10 @@ from worker.dataset import DatasetError
 from worker.errors import Diverged, RemoteLost, TooManyFailures
 from worker.exchange import InProcessExchange
 from worker.plan import TrainerReport, TrainingPlan
+from worker.pool import Crew
 from worker.recorder import Recorder
 from worker.trainer import OpenExchange
-from worker.trainer_host import DIVERGENCE_HINT, Run, failure_of
+from worker.trainer_host import DIVERGENCE_HINT, OBJECTS, Run, TrainerHost, failure_of
 
 MakePlan = Callable[..., TrainingPlan]
 
@@ -173,3 +174,25 @@ def test_the_unforeseen_gets_a_number_that_the_log_carries(error: Exception, cap
     assert failure.details["id"] in failure.message
     assert failure.details["id"] in caplog.text
     assert "secret" in caplog.text
+
+
+def test_a_host_runs_one_job_after_the_other(make_plan: MakePlan, site: Any, plan: Any) -> None:
+    """Over object references in memory: as many workers as the crew has, and each free again at the end."""
+    place = site(plan, 2)
+    processes = {remote.name: remote for remote in (*place.workers, place.aggregator)}
+    connection = place.transport
+    connection.remote, connection.forget_leavers = processes.__getitem__, lambda: None
+    host = TrainerHost(lambda trainer, workers: connection, lambda name: unexpected())
+    assert (host.poll(0), host.describe()) == (None, None)
+    for attempt in (1, 2):
+        crew = Crew("TrainerHost-1", "aggregator", ("w0", "w1"))
+        host.start(make_plan(), attempt, crew, 2, 60.0, OBJECTS)
+        assert host.describe() == ("job_1", attempt, crew)
+        deadline = time.monotonic() + 60
+        while (report := host.poll(0)) is None or report[0].outcome is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        assert (report[0].outcome, report[0].attempt, report[1]) == ("succeeded", attempt, ("w0", "w1"))
+        assert [worker.calls[-1] for worker in place.workers] == ["detach", "detach"]
+        host.reset()
+        assert host.poll(0) is None
