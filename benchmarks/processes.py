@@ -91,7 +91,7 @@ class Processes:
         self.released: list[str] = []
         self._kind = kind
 
-    def recruit(self, kind: type | None = None) -> Remote:
+    def recruit(self, kind: type | None = None, beside: bool = True) -> Remote:
         """A new worker, of another `kind` than the rest where one is given."""
         self.all.append(Process(f"process-{len(self.all)}", kind or self._kind))
         return self.all[-1]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import SettingsError
+from worker.fetched import CACHE_BYTES
+from worker.placement import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("FALLLINE_MLFLOW_PORT", "5000", "port of the embedded MLflow server; 0 takes a free one"),
     Setting("FALLLINE_MLFLOW_TRACKING_URI", "", "an MLflow server to use; empty: an embedded one is started"),
     Setting("FALLLINE_RAY_ADDRESS", "", "a Ray cluster to use; empty: an embedded one is started"),
+    Setting("FALLLINE_PLACEMENT", "pack", "where a job's workers go: pack, on as few nodes as have cores; or spread"),
     Setting("FALLLINE_ARTIFACT_ROOT", "HOME/artifacts", "folder of trained models, by hash"),
     Setting(
         "FALLLINE_DISK_RESERVE_MB",
@@ -55,6 +58,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("FALLLINE_MAX_BODY_BYTES", "33554432", "largest request body other than an upload, in bytes"),
     Setting("FALLLINE_MAX_PARAMETERS", "100000000", "largest network, in parameters"),
     Setting("FALLLINE_LOADED_MODELS", "16", "model versions that the API keeps in memory"),
+    Setting(
+        "FALLLINE_NODE_CACHE_BYTES",
+        str(CACHE_BYTES),
+        "what a node of a Ray cluster keeps of the datasets that it was sent, in bytes: in its own environment",
+    ),
     Setting("FALLLINE_URL", "", "where client and command line look for the service; empty: where it runs on the home"),
     Setting("FALLLINE_LOG_LEVEL", "info", "debug, info, warning or error"),
 )
@@ -73,6 +81,7 @@ class Settings:
     mlflow_port: int
     mlflow_tracking_uri: str | None
     ray_address: str | None
+    placement: str
     artifact_root: Path
     disk_reserve_bytes: int | None  # None: by the disk's size
     worker_slots: int
@@ -85,6 +94,7 @@ class Settings:
     max_body_bytes: int
     max_parameters: int
     loaded_models: int
+    node_cache_bytes: int
     log_level: str
 
     @property
@@ -163,6 +173,7 @@ class Settings:
             mlflow_port=_integer(environ, "FALLLINE_MLFLOW_PORT", 0, 65535),
             mlflow_tracking_uri=_text(environ, "FALLLINE_MLFLOW_TRACKING_URI") or None,
             ray_address=_text(environ, "FALLLINE_RAY_ADDRESS") or None,
+            placement=_choice(environ, "FALLLINE_PLACEMENT", STRATEGIES),
             artifact_root=Path(environ.get("FALLLINE_ARTIFACT_ROOT") or home / "artifacts").expanduser().absolute(),
             disk_reserve_bytes=_disk_reserve(environ),
             worker_slots=_worker_slots(environ),
@@ -175,6 +186,7 @@ class Settings:
             max_body_bytes=_integer(environ, "FALLLINE_MAX_BODY_BYTES", 1, 2**40),
             max_parameters=_integer(environ, "FALLLINE_MAX_PARAMETERS", 1, 2**40),
             loaded_models=_integer(environ, "FALLLINE_LOADED_MODELS", 1, 100_000),
+            node_cache_bytes=_integer(environ, "FALLLINE_NODE_CACHE_BYTES", 1, 2**60),
             log_level=_choice(environ, "FALLLINE_LOG_LEVEL", ("debug", "info", "warning", "error")),
         )
 

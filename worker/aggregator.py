@@ -1,4 +1,8 @@
-"""The parameter aggregator: reduces a step's gradient slots in shard order and applies the optimizer."""
+"""The parameter aggregator: reduces a step's gradient slots in shard order and applies the optimizer.
+
+Several of them share a vector between them, neighbouring blocks each: what each has reduced goes to all, so that each
+takes the same norm of the same blocks in the same order, and comes to the same step.
+"""
 
 import math
 from collections import deque
@@ -14,15 +18,16 @@ from core.network import initial_parameters, network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from core.schedules import learning_rate
 from worker.errors import Diverged, StepRefused
-from worker.plan import ShardReport, StepPlan, StepReport
-from worker.reduction import clip_factor, culprit, is_finite, mean_block, norm
+from worker.plan import Reduced, ShardReport, StepPlan, StepReport
+from worker.reduction import clip_factor, culprit, evidence, is_finite, mean_block, norm, shares, span
 
 Array = NDArray[Any]
 REPORTS_KEPT = 64  # more than any trainer chains ahead
 
 
 class ParameterAggregator:
-    """Parameters, optimizer state and the best epoch's parameters of one job. `begin` first.
+    """Parameters, optimizer state and the best epoch's parameters of one job, or of its share of the blocks: (P,) is
+    the size of the share. `begin` first.
 
     Updates are out of place: until a step is whole, the committed one is untouched.
     """
@@ -30,14 +35,19 @@ class ParameterAggregator:
     def __init__(self) -> None:
         self.committed = 0  # the last step that was applied
 
-    def begin(self, plan: StepPlan, seed: int) -> Array:
-        """Take the job on, at step 0 with the initial parameters of `seed`; returns them, (P,)."""
+    def begin(self, plan: StepPlan, seed: int, number: int = 0, of: int = 1) -> Array:
+        """Take the job on, share `number` of `of`, at step 0 with the initial parameters of `seed`; returns them, (P,).
+
+        Of several, where the plan limits no unit's norm: that goes across blocks.
+        """
         threadpool_limits(plan.threads_per_worker, user_api="blas")
         self._plan, self._optimizer = plan, make_optimizer(plan.optimizer)
         layout, limit = parameter_layout(network_graph(plan.network)), plan.optimizer.max_norm
-        self._blocks = layout.blocks
+        blocks = shares(layout.blocks, of)[number]
+        part = span(blocks)
+        self._blocks = [slice(block.start - part.start, block.stop - part.start) for block in blocks]
         self._max_norm = None if limit is None else MaxNorm(layout, plan.network.dtype, limit)
-        parameters = initial_parameters(plan.network, seed)
+        parameters = initial_parameters(plan.network, seed)[part].copy()
         vectors = 1 + self._optimizer.state_vectors
         # Row 0 holds the parameters, the others the optimizer's state.
         self._buffers = [np.zeros((vectors, parameters.size), parameters.dtype) for _ in range(2)]
@@ -89,22 +99,35 @@ class ParameterAggregator:
         Raises StepRefused unless `step` follows the committed one; Diverged, with nothing committed, when a loss, the
         mean gradient or a new parameter is not finite.
         """
+        return self.commit(step, [self.reduce(step, gradients, reports)], reports)
+
+    def reduce(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> Reduced:
+        """The first half of `apply`: take the mean gradient of the share. It may be done again. Raises StepRefused."""
         if step != self.committed + 1:
             raise StepRefused(step, self.committed)
-        weight = math.fsum(report.weight_sum for report in reports)
+        divisor = _weight(reports) or 1.0
+        squares = tuple(mean_block(gradients, block, divisor, self._mean[block]) for block in self._blocks)
+        return Reduced(squares, () if math.isfinite(norm(squares)) else evidence(gradients))
+
+    def commit(self, step: int, reduced: Sequence[Reduced], reports: Sequence[ShardReport]) -> StepReport:
+        """The second half, once: `reduced` is what all that share the vector have reduced, in the order of its blocks.
+
+        Raises as `apply` does; what diverges in another share's new parameters is told by that one alone.
+        """
+        if step != self.committed + 1:
+            raise StepRefused(step, self.committed)
         loss = 0.0
         for report in reports:
             loss += report.loss_sum
         if not math.isfinite(loss):
             raise Diverged(step, next((r.shard for r in reports if not math.isfinite(r.loss_sum)), None), "loss")
-        divisor = weight or 1.0
-        gradient_norm = norm([mean_block(gradients, block, divisor, self._mean[block]) for block in self._blocks])
+        gradient_norm = norm([square for part in reduced for square in part.squares])
         if not math.isfinite(gradient_norm):
-            raise Diverged(step, culprit(gradients), "gradient")
+            raise Diverged(step, culprit([part.shards for part in reduced if part.shards]), "gradient")
         rate = self._apply(step, clip_factor(gradient_norm, self._plan.optimizer.clip_norm))
         self.committed = step
-        rows = sum(report.rows for report in reports)
-        committed = StepReport(step, rows, weight, loss / divisor, gradient_norm, rate)
+        rows, weight = sum(report.rows for report in reports), _weight(reports)
+        committed = StepReport(step, rows, weight, loss / (weight or 1.0), gradient_norm, rate)
         self._reports.append(committed)
         return committed
 
@@ -112,11 +135,22 @@ class ParameterAggregator:
         """The reports of the steps committed after `step`, for who has missed them."""
         return [report for report in self._reports if report.step > step]
 
+    # As messages, whose parts are results of other processes: each shard's gradient in shard order, what each share has
+    # reduced in their order, each worker's tuple of reports in any order.
+
     def apply_parts(self, step: int, *parts: Any) -> tuple[Array, StepReport]:
-        """`apply` as a message: each shard's gradient in shard order, then each worker's tuple of reports."""
-        gradients = parts[: self._plan.shards]
-        reports = [report for worker in parts[self._plan.shards :] for report in worker]
-        report = self.apply(step, gradients, sorted(reports, key=lambda r: r.shard))
+        """`apply`: gradients, then reports."""
+        gradients, reports = parts[: self._plan.shards], _in_order(parts[self._plan.shards :])
+        report = self.apply(step, gradients, reports)
+        return self.parameters(), report
+
+    def reduce_parts(self, step: int, *parts: Any) -> Reduced:
+        """`reduce`: gradients, then reports."""
+        return self.reduce(step, parts[: self._plan.shards], _in_order(parts[self._plan.shards :]))
+
+    def commit_parts(self, step: int, shares: int, *parts: Any) -> tuple[Array, StepReport]:
+        """`commit`: what the `shares` have reduced, then reports."""
+        report = self.commit(step, parts[:shares], _in_order(parts[shares:]))
         return self.parameters(), report
 
     def _apply(self, step: int, factor: float) -> float:
@@ -134,3 +168,11 @@ class ParameterAggregator:
         if self._max_norm is not None:
             self._max_norm.apply(new[0])
         return rate
+
+
+def _weight(reports: Sequence[ShardReport]) -> float:
+    return math.fsum(report.weight_sum for report in reports)
+
+
+def _in_order(workers: Sequence[Sequence[ShardReport]]) -> list[ShardReport]:
+    return sorted((report for reports in workers for report in reports), key=lambda report: report.shard)

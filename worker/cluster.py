@@ -15,20 +15,25 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from worker.aggregator import ParameterAggregator
 from worker.crew import Reference, Remote
 from worker.errors import ClusterLost, RemoteLost, TrainerLost
 from worker.gradient_worker import GradientWorker
+from worker.placement import PACK, Node
 from worker.plan import TrainerReport, TrainingPlan
-from worker.pool import AGGREGATOR, NOBODY, TRAINER, WORKER, Capacity, Crew, Pool, kind_of, recruit
+from worker.pool import AGGREGATOR, NOBODY, TRAINER, WORKER, Capacity, Crew, Pool, kind_of, node_of, recruit
 from worker.trainer_host import AUTO, TrainerHost
 
 log = logging.getLogger(__name__)
 NAMESPACE = "fallline"
 SLOT = "worker_slots"
+GONE = "f" * 56  # a node that there is not
 ANSWER_S = 10.0  # an idle actor that does not answer within this is taken for dead, and killed
 START_S = 60.0  # a new one may take this long
+# What a call ends with when a process that it depends on, its node or what it has said is gone.
+LOSSES = (exceptions.RayActorError, exceptions.ActorUnschedulableError, exceptions.ObjectLostError)
 HEALTH = "health"  # an actor's second thread: answers who asks whether the process is alive, whatever the first does
 
 
@@ -52,8 +57,8 @@ class RayTransport:
     """References of Ray's object store, and the workers of a trainer: their names are in `workers` from before they are
     its own until they are nobody's."""
 
-    def __init__(self, trainer: str, workers: list[str]) -> None:
-        self._trainer, self._workers = trainer, workers
+    def __init__(self, crew: Crew, workers: list[str]) -> None:
+        self._crew, self._workers = crew, workers
         self._leaving: dict[str, Reference] = {}
 
     def remote(self, name: str) -> RayRemote:
@@ -63,16 +68,14 @@ class RayTransport:
         CALLS["get"] += 1
         try:
             return list(ray.get(list(references)))
-        except exceptions.RayActorError as error:
+        except LOSSES as error:
             raise RemoteLost(str(error).split("\n")[0]) from error
         except exceptions.RayTaskError as error:
-            if isinstance(error.cause, exceptions.RayActorError):
+            if isinstance(error.cause, LOSSES):
                 raise RemoteLost(str(error.cause).split("\n")[0]) from error
             if isinstance(error.cause, Exception):
                 raise error.cause from error
             raise
-        except (exceptions.ObjectLostError, exceptions.OwnerDiedError) as error:
-            raise RemoteLost(str(error).split("\n")[0]) from error
 
     def is_alive(self, remote: Remote) -> bool:
         CALLS["is_alive"] += 1
@@ -89,10 +92,10 @@ class RayTransport:
         CALLS["is_ready"] += 1
         return bool(ray.wait([reference], timeout=0)[0])
 
-    def recruit(self) -> Remote | None:
+    def recruit(self, beside: bool) -> Remote | None:
         CALLS["recruit"] += 1
         self.forget_leavers()
-        name = recruit(ACTORS, self._trainer, self._workers)
+        name = recruit(ACTORS, self._crew.trainer, self._workers, self._crew.placement, beside)
         return None if name is None else self.remote(name)
 
     def release(self, remote: Remote, detached: Reference) -> None:
@@ -144,7 +147,7 @@ class TrainerHandle:
     def _call(self, method: str, *arguments: Any, timeout: float = ANSWER_S) -> Any:
         try:
             return ray.get(getattr(_actor(self.crew.trainer), method).remote(*arguments), timeout=timeout)
-        except (exceptions.RayActorError, RemoteLost) as error:
+        except (*LOSSES, RemoteLost) as error:
             raise TrainerLost(self.job_id, self.attempt) from error
         except exceptions.GetTimeoutError as error:
             ACTORS.kill(self.crew.trainer)
@@ -158,22 +161,24 @@ class TrainerHandle:
 class Cluster:
     """The controller's view: what there is, what runs, and a pool of actors that wait for jobs."""
 
-    def __init__(self, address: str, orphan_seconds: float, exchange: str = AUTO) -> None:
+    def __init__(self, address: str, orphan_seconds: float, exchange: str = AUTO, placement: str = PACK) -> None:
         """Join the cluster at `address`. Raises ClusterLost when there is none.
 
-        `exchange`: OBJECTS has gradients travel by object references even where shared memory would do.
+        `exchange`: OBJECTS has gradients travel by object references even where shared memory would do. `placement`:
+        worker.placement.STRATEGIES.
         """
         self._orphan_seconds, self._exchange = orphan_seconds, exchange
         try:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
         except (ConnectionError, RuntimeError, exceptions.RayError) as error:
             raise ClusterLost(f"no cluster at {address}: {error}") from error
-        self._pool = Pool(ACTORS)
+        self._pool = Pool(ACTORS, placement)
 
     def capacity(self) -> Capacity:
         """CPUs and worker slots of the whole cluster; slots of idle workers count as free."""
-        slots = ACTORS.slots()
-        return Capacity(int(ray.cluster_resources().get("CPU", 1)), slots, max(slots - self._pool.held, 0))
+        nodes = ACTORS.nodes()
+        slots = sum(node.slots for node in nodes)
+        return Capacity(sum(node.cpus for node in nodes), slots, max(slots - self._pool.held, 0))
 
     def warm(self, trainers: int, workers: int) -> None:
         """Make actors ahead, until so many of each wait."""
@@ -225,7 +230,7 @@ class Cluster:
         """The process of each of the job's actors that live, by the actor's name."""
         described = _describe(handle.crew.trainer)
         crew = handle.crew if described is None else described[2]
-        found = {name: _pid(name) for name in (crew.trainer, crew.aggregator, *crew.workers)}
+        found = {name: _pid(name) for name in crew.all}
         return {name: pid for name, pid in found.items() if pid is not None}
 
     def close(self) -> None:
@@ -239,21 +244,29 @@ class RayActors:
     def names(self) -> set[str]:
         return set(ray.util.list_named_actors())
 
-    def slots(self) -> int:
-        return int(ray.cluster_resources().get(SLOT, 0))
+    def nodes(self) -> list[Node]:
+        own = ray.get_runtime_context().get_node_id()
+        alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != own)
+        return [
+            Node(_short(node["NodeID"]), int(node["Resources"].get("CPU", 0)), int(node["Resources"].get(SLOT, 0)))
+            for node in alive
+        ]
 
     def create(self, name: str, holder: str = NOBODY) -> None:
         kind, *arguments = {
             TRAINER: (TrainerHost, RayTransport, self.kill),
             AGGREGATOR: (ParameterAggregator,),
-            WORKER: (GradientWorker, holder),
+            WORKER: (GradientWorker, holder, chunk_of),
         }[kind_of(name)]
         resources = {SLOT: 1} if kind_of(name) == WORKER else {}
-        options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0, "resources": resources}
+        options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0}
         # Calls run one at a time, in their order: they share the job's buffers. So max_concurrency stays 1, and the
         # second thread has a group of its own: a worker serves in its seat for as long as a job lasts.
         actor = ray.remote(concurrency_groups={HEALTH: 1})(kind)
-        actor.options(max_restarts=0, max_task_retries=0, **options).remote(*arguments)
+        ids = [node["NodeID"] for node in ray.nodes() if _short(node["NodeID"]) == node_of(name)]
+        # Of a node that is gone meanwhile Ray has never heard: the actor is dead as soon as it is made.
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy((ids or [GONE])[0], soft=False)
+        actor.options(max_restarts=0, max_task_retries=0, resources=resources, **options).remote(*arguments)
 
     def answers(self, name: str) -> bool:
         return self._ask(name, "__ray_ready__") is not None
@@ -269,7 +282,7 @@ class RayActors:
         ready = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)[0] if calls else []
         found = {}
         for call in ready:
-            with suppress(exceptions.RayActorError):  # dead: silent
+            with suppress(*LOSSES):  # dead: silent
                 found[calls[call]] = str(ray.get(call))
         return found
 
@@ -288,12 +301,26 @@ class RayActors:
         """The answer of the actor's second thread; None when there is none, and it is killed."""
         try:
             return ray.get(_on_health(name, method).remote(*arguments), timeout=ANSWER_S)
-        except (exceptions.GetTimeoutError, exceptions.RayActorError, RemoteLost):
+        except (exceptions.GetTimeoutError, *LOSSES, RemoteLost):
             self.kill(name)
             return None
 
 
 ACTORS = RayActors()
+
+
+def chunk_of(trainer: str, folder: str, name: str, offset: int) -> bytes:
+    """A part of a file of the trainer's, by way of the object stores of its node and of this process's."""
+    try:
+        found: bytes = ray.get(_actor(trainer).chunk.remote(folder, name, offset))
+    except LOSSES as error:
+        raise RemoteLost(str(error).split("\n")[0]) from error
+    return found
+
+
+def _short(node_id: str) -> str:
+    """A node's id as names have it."""
+    return node_id[:8]
 
 
 def _actor(name: str) -> Any:
@@ -310,7 +337,7 @@ def _on_health(name: str, method: str) -> Any:
 def _describe(trainer: str) -> tuple[str, int, Crew] | None:
     try:
         found: tuple[str, int, Crew] | None = ray.get(_actor(trainer).describe.remote(), timeout=ANSWER_S)
-    except (exceptions.RayActorError, exceptions.GetTimeoutError, RemoteLost):
+    except (exceptions.GetTimeoutError, *LOSSES, RemoteLost):
         return None
     return found
 
@@ -318,6 +345,6 @@ def _describe(trainer: str) -> tuple[str, int, Crew] | None:
 def _pid(name: str) -> int | None:
     try:
         found: int = ray.get(_on_health(name, "__ray_call__").remote(lambda _: os.getpid()), timeout=ANSWER_S)
-    except (exceptions.RayActorError, exceptions.GetTimeoutError, RemoteLost):
+    except (exceptions.GetTimeoutError, *LOSSES, RemoteLost):
         return None
     return found

@@ -47,8 +47,9 @@ class Transport(Protocol):
     def is_ready(self, reference: Reference) -> bool:
         """Whether `get` would not wait."""
 
-    def recruit(self) -> Remote | None:
-        """A worker that is nobody else's; its first answer may take a while. None: there is room for none now."""
+    def recruit(self, beside: bool) -> Remote | None:
+        """A worker that is nobody else's, on this process's own machine where it is to be `beside` it; its first answer
+        may take a while. None: there is room for none now."""
 
     def release(self, remote: Remote, detached: Reference) -> None:
         """A worker is not this job's any more once the call `detached` is done: others may recruit it then."""
@@ -118,7 +119,7 @@ class Crew:
             message = f"{late.worker.name} did not come up within {JOIN_S:g} s; another one is sought"
             self._say("fault", "warning", message, {"worker": late.worker.name})
         while now >= self._try_again_at and len(self.members) + len(self._joining) < self.wanted:
-            worker = self._transport.recruit()
+            worker = self._transport.recruit(beside=self.only_machine is not None)
             if worker is None:
                 self._try_again_at = now + AGAIN_S
             else:

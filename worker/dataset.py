@@ -77,6 +77,7 @@ class DataSpec:
 @dataclass(frozen=True, eq=False)
 class PreparedDataset:
     """The arrays of one job, on disk. `rows` counts each split; `dropped_rows` had no target and are in none.
+    `sha256` is the manifest's, which holds that of each file.
 
     `class_weights`, in the order of the preprocessing's classes, are to be folded into the training rows' weights; they
     are not in the arrays.
@@ -88,6 +89,7 @@ class PreparedDataset:
     dropped_rows: int
     weighted: bool
     class_weights: tuple[float, ...] | None = None
+    sha256: str = ""
 
     def arrays(self, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[np.float32] | None]:
         """Features float32 (n, width), targets int32 (n,) or float32 (n, outputs), row weights float32 (n,) if any.
@@ -140,19 +142,20 @@ def open_prepared(folder: str | Path) -> PreparedDataset:
 
 def _open(folder: Path, check_hashes: bool) -> PreparedDataset:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        content = (folder / MANIFEST).read_bytes()
+        manifest, sha256 = json.loads(content), hashlib.sha256(content).hexdigest()
         if manifest["format"] != FORMAT:
             raise DatasetError(str(folder), f"not prepared in format {FORMAT}")
-        for name, (size, sha256) in manifest["files"].items():
+        for name, (size, wanted) in manifest["files"].items():
             path = folder / Path(name).name
-            if path.stat().st_size != size or (check_hashes and _sha256(path) != sha256):
+            if path.stat().st_size != size or (check_hashes and file_sha256(path) != wanted):
                 raise DatasetError(str(path), "damaged")
         preprocessing = Preprocessing.from_json(manifest["preprocessing"])
         rows = {split: int(manifest["rows"][split]) for split in SPLITS}
         dropped, weighted = int(manifest["dropped_rows"]), bool(manifest["weighted"])
         weights = manifest.get("class_weights")
         return PreparedDataset(
-            folder, preprocessing, rows, dropped, weighted, None if weights is None else tuple(weights)
+            folder, preprocessing, rows, dropped, weighted, None if weights is None else tuple(weights), sha256
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SpecificationError) as error:
         raise DatasetError(str(folder), f"unreadable ({error})") from error
@@ -189,7 +192,7 @@ def _build(spec: DataSpec, folder: Path) -> None:
         "dropped_rows": table.rows - len(usable),
         "weighted": weights is not None,
         "preprocessing": fitted.to_json(),
-        "files": {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(folder.iterdir())},
+        "files": {path.name: [path.stat().st_size, file_sha256(path)] for path in sorted(folder.iterdir())},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
@@ -301,6 +304,7 @@ def _sweep(cache: Path) -> None:
             continue  # its owner was faster
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

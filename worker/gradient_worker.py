@@ -2,6 +2,8 @@
 
 import gc
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ from threadpoolctl import threadpool_limits
 from core.class_weights import fold
 from core.diagnostics import series, update_ratios
 from core.network import Network
-from worker.dataset import open_prepared
+from worker.fetched import prepared_here
 from worker.local_steps import LocalSteps
 from worker.numerics import fingerprint, machine
 from worker.plan import Attached, ShardReport, StepPlan
+from worker.reduction import shares, span
 from worker.sampling import evaluation_part, share
 from worker.seat import Seat, Seating
 
@@ -25,9 +28,10 @@ _EVALUATION_ROWS = 512  # rows evaluated at a time: bounds the planned buffers
 class GradientWorker:
     """One job at a time: `attach`, then any shard of any step in any order, then `detach`."""
 
-    def __init__(self, holder: str = "") -> None:
-        """`holder`: whose it is (`hold`)."""
+    def __init__(self, holder: str = "", read: Callable[[str, str, str, int], bytes] | None = None) -> None:
+        """`holder`: whose it is (`hold`). `read` reads from its disk: worker.fetched.read_chunk, of that trainer."""
         self._plan: StepPlan | None = None
+        self._read = read
         self.holder = holder
 
     def hold(self, holder: str) -> bool:
@@ -38,15 +42,17 @@ class GradientWorker:
         return True
 
     def attach(self, plan: StepPlan) -> Attached:
-        """Map the prepared dataset and plan the network's buffers; says what computes here, and where.
+        """Map the prepared dataset, fetched before where this node has not got it, and plan the network's buffers; says
+        what computes here, and where.
 
         The BLAS of the whole process is held to `plan.threads_per_worker` threads from now on: the bits depend on it.
         """
         threadpool_limits(plan.threads_per_worker, user_api="blas")
-        prepared = open_prepared(plan.folder)
         dtype = np.dtype(plan.network.dtype)
         self._plan = plan
-        self._arrays = {split: prepared.arrays(split) for split in prepared.rows}
+        read = None if self._read is None else partial(self._read, self.holder, plan.folder)
+        with prepared_here(plan.folder, plan.data_sha256, read) as prepared:
+            self._arrays = {split: prepared.arrays(split) for split in prepared.rows}
         rows = max(plan.sampling.largest_part(), 1)
         self._network = Network(plan.network, rows)
         self._evaluator = Network(plan.network, _EVALUATION_ROWS)
@@ -105,13 +111,17 @@ class GradientWorker:
         loss = self._network.loss_and_gradient(parameters, gradient, x, y, w, (self._plan.sampling.seed, number, shard))
         return loss, float(count) if w is None else float(w.sum(dtype=np.float64))
 
-    def gradients(self, step: int, shards: tuple[int, ...], parameters: Array) -> tuple[Any, ...]:
-        """The gradient of each of `shards`, and last the tuple of their reports: one message each."""
+    def gradients(self, step: int, shards: tuple[int, ...], *parts: Array) -> tuple[Any, ...]:
+        """The gradient of each of `shards`, and last the tuple of their reports: one message each.
+
+        `parts`: the parameters as aggregators share them. A gradient is cut as they are, piece after piece.
+        """
+        parameters, pieces = _whole(parts), shares(self._network.layout.blocks, len(parts))
         found = [np.empty_like(parameters) for _ in shards]
         reports = tuple(
             self.gradient(step, shard, parameters, gradient) for shard, gradient in zip(shards, found, strict=True)
         )
-        return (*found, reports)
+        return (*(gradient[span(piece)] for gradient in found for piece in pieces), reports)
 
     def evaluate(self, split: str, shard: int, parameters: Array) -> NDArray[np.float64]:
         """The metric sums of the shard's rows of `split` (core.metrics)."""
@@ -124,9 +134,15 @@ class GradientWorker:
         w = None if weights is None else np.ascontiguousarray(weights[part], dtype)
         return self._evaluator.evaluate(parameters, x, y, w)
 
-    def evaluations(self, split: str, shards: tuple[int, ...], parameters: Array) -> list[NDArray[np.float64]]:
-        """`evaluate` for each of `shards`."""
+    def evaluations(self, split: str, shards: tuple[int, ...], *parts: Array) -> list[NDArray[np.float64]]:
+        """`evaluate` for each of `shards`; `parts`: see `gradients`."""
+        parameters = _whole(parts)
         return [self.evaluate(split, shard, parameters) for shard in shards]
+
+    def diagnose_parts(self, step: int, *parts: Array) -> dict[str, float]:
+        """`diagnose`; all parts of the parameters before, then all after."""
+        half = len(parts) // 2
+        return self.diagnose(step, _whole(parts[:half]), _whole(parts[half:]))
 
     def diagnose(self, step: int, before: Array, after: Array) -> dict[str, float]:
         """What `step` looks like from inside, a number for each name of core.diagnostics.series.
@@ -153,6 +169,11 @@ class GradientWorker:
         sampling = self._plan.sampling
         size = max(share(sampling.batch_size, sampling.shards, shard), 1)
         return sampling.minibatches_before(step), [rows[k : k + size] for k in range(0, len(rows), size)]
+
+
+def _whole(parts: tuple[Array, ...]) -> Array:
+    """The vector of which these are the parts, in order."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _take(source: Array, rows: Array, out: Array) -> None:

@@ -47,6 +47,9 @@ def _digest() -> str:
 def machine() -> str:
     """Which running machine, and which part of it, this process sees: those who see the same can share memory.
 
-    Containers of one machine have the kernel's boot id in common, but not the namespace of process ids.
+    Containers of one machine have the kernel's boot id in common, but not the namespace of process ids. Where somebody
+    has made several nodes of a cluster of one machine, each stands for a machine: Ray tells its processes which raylet
+    is theirs.
     """
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
+    boot, node = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.environ.get("RAY_RAYLET_PID", "")
+    return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{node}"

@@ -74,6 +74,15 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
+class Reduced:
+    """What an aggregator says of its blocks of a step's mean gradient: the square sum of each. Where one is not finite,
+    `shards` has the evidence of each shard (worker.reduction.evidence)."""
+
+    squares: tuple[float, ...]
+    shards: tuple[tuple[bool, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class StepReport:
     """One committed step: its loss (mean over the step's rows) and the norm of its mean gradient before clipping."""
 
@@ -186,7 +195,7 @@ class StepPlan:
     With `local`, a step is a round of local steps; `optimizer` and `schedule` are then what is done with their outcome.
     """
 
-    folder: str  # of the prepared dataset
+    folder: str  # of the prepared dataset, where the trainer is
     network: NetworkSpec
     sampling: Sampling
     optimizer: OptimizerSpec
@@ -194,6 +203,7 @@ class StepPlan:
     steps: int
     threads_per_worker: int
     local: LocalPlan | None = None
+    data_sha256: str = ""  # of the prepared dataset: worker.fetched
 
     @property
     def shards(self) -> int:

@@ -1,15 +1,21 @@
 """The actors of all jobs: which wait, and whose the others are. No Ray here: an actor is a name.
 
-A name is the actor's class, a dash, and some digits. Trainers and aggregators are kept by the controller; a worker
-knows itself whose it is (`GradientWorker.hold`), so that trainers take workers and give them back without asking
-anybody: what the pool believes to be idle is a guess, and the worker's own word counts. Every actor is found again by
-name when the controller is another one.
+A name is the actor's class, the node it was made on, and some digits, with dashes between: who knows the name knows
+where the actor is. Trainers stand on the controller's node, whose files they share; workers wherever `worker.placement`
+says; and of aggregators a job has one on each node that its workers are placed on.
+
+Trainers and aggregators are kept by the controller; a worker knows itself whose it is (`GradientWorker.hold`), so that
+trainers take workers and give them back without asking anybody: what the pool believes to be idle is a guess, and the
+worker's own word counts. Every actor is found again by name when the controller is another one.
 """
 
 import uuid
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
+
+from worker.placement import PACK, Node, choose
 
 TRAINER, AGGREGATOR, WORKER = "TrainerHost", "ParameterAggregator", "GradientWorker"
 NOBODY = ""  # holds the workers that wait
@@ -30,8 +36,14 @@ class Crew:
     """The actors of one job, by name."""
 
     trainer: str
-    aggregator: str
+    aggregators: tuple[str, ...]  # at least one
     workers: tuple[str, ...]
+    placement: str = PACK  # of further workers
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All their names."""
+        return (self.trainer, *self.aggregators, *self.workers)
 
 
 class Actors(Protocol):
@@ -40,11 +52,11 @@ class Actors(Protocol):
     def names(self) -> set[str]:
         """Those that are there, or about to be."""
 
-    def slots(self) -> int:
-        """How many workers there is room for in the whole cluster."""
+    def nodes(self) -> Sequence[Node]:
+        """The cluster's nodes, this process's own first."""
 
     def create(self, name: str, holder: str = NOBODY) -> None:
-        """A new actor, which may still be starting when this returns; a worker is `holder`'s."""
+        """A new actor on the node that its name tells, which may still be starting; a worker is `holder`'s."""
 
     def answers(self, name: str) -> bool:
         """Whether the actor is there and answers; one that does not is killed."""
@@ -70,44 +82,61 @@ def kind_of(name: str) -> str:
     return name.split("-")[0]
 
 
-def new_name(kind: str) -> str:
+def node_of(name: str) -> str:
+    """The node of the actor of that name."""
+    return name.split("-")[1]
+
+
+def new_name(kind: str, node: str) -> str:
     """A name that no actor has."""
-    return f"{kind}-{uuid.uuid4().hex[:12]}"
+    return f"{kind}-{node}-{uuid.uuid4().hex[:8]}"
 
 
-def has_room(names: set[str], actors: Actors) -> bool:
-    """Whether there is a slot for another worker, where `names` are there: one without would wait for it for ever, and
-    for a worker that is free meanwhile nobody would look."""
-    return sum(kind_of(name) == WORKER for name in names) < actors.slots()
+def has_room(names: set[str], node: Node) -> bool:
+    """Whether there is a slot on `node` for another worker, where `names` are there: one without would wait for it for
+    ever, and for a worker that is free meanwhile nobody would look."""
+    return sum(kind_of(name) == WORKER and node_of(name) == node.name for name in names) < node.slots
 
 
-def recruit(actors: Actors, holder: str, own: list[str]) -> str | None:
+def recruit(actors: Actors, holder: str, own: list[str], placement: str = PACK, beside: bool = False) -> str | None:
     """A worker for the trainer `holder`: one that waits, or a new one where there is a free slot; else None.
 
-    Its name is added to `own`, the trainer's workers, before it is the trainer's: who lists the actors first, and asks
-    for the trainer's crew then, never finds one of whom nobody knows.
+    `beside`: on the trainer's own node, and on no other. Its name is added to `own`, the trainer's workers, before it
+    is the trainer's: who lists the actors first, and asks for the trainer's crew then, never finds one of whom nobody
+    knows.
     """
     workers = {name for name in actors.names() if kind_of(name) == WORKER}
-    for name, held_by in actors.holders(workers - set(own), SOON_S).items():
-        if held_by == NOBODY:
+    waiting = {name for name, held_by in actors.holders(workers - set(own), SOON_S).items() if held_by == NOBODY}
+    nodes = actors.nodes()[:1] if beside else actors.nodes()
+    while (at := choose(nodes, _per_node(workers - waiting), _per_node(own), placement)) is not None:
+        name = next((name for name in sorted(waiting) if node_of(name) == at), None)
+        if name is not None:
             own.append(name)
             if actors.hold(name, holder):
                 return name
             own.remove(name)
-    if not has_room(workers, actors):
-        return None
-    name = new_name(WORKER)
-    own.append(name)
-    actors.create(name, holder)
-    return name
+            waiting.remove(name)  # somebody else was faster, or it is dead
+            continue
+        (node,) = (node for node in nodes if node.name == at)
+        if not has_room(workers, node):
+            return None
+        name = new_name(WORKER, at)
+        own.append(name)
+        actors.create(name, holder)
+        return name
+    return None
+
+
+def _per_node(names: Iterable[str]) -> Counter[str]:
+    return Counter(map(node_of, names))
 
 
 class Pool:
     """The controller's view of all actors."""
 
-    def __init__(self, actors: Actors) -> None:
+    def __init__(self, actors: Actors, placement: str = PACK) -> None:
         """Whatever an earlier controller has left: trainers at work with their crews, and the rest as idle."""
-        self._actors = actors
+        self._actors, self._placement = actors, placement
         self._idle: dict[str, list[str]] = {TRAINER: [], AGGREGATOR: [], WORKER: []}
         self.busy: dict[str, Crew] = {}  # by the trainer's name
         names = actors.names()
@@ -127,17 +156,34 @@ class Pool:
 
     def warm(self, trainers: int, workers: int) -> None:
         """Make actors ahead, until so many of each wait, as far as there is room for them."""
-        for kind, count in ((TRAINER, trainers), (AGGREGATOR, trainers), (WORKER, workers)):
-            while len(self._idle[kind]) < count and (name := self._make(kind)):
-                self._idle[kind].append(name)
+        nodes = self._actors.nodes()
+        alive = {node.name for node in nodes}
+        self._idle = {kind: [name for name in idle if node_of(name) in alive] for kind, idle in self._idle.items()}
+        for kind, count in ((TRAINER, trainers), (AGGREGATOR, trainers)):
+            while len(self._idle[kind]) < count:
+                self._idle[kind].append(self._make(kind, nodes[0].name))
+        while len(self._idle[WORKER]) < workers:
+            # As for the one job that would take them all.
+            busy = self._busy() + _per_node(self._idle[WORKER])
+            at = choose(nodes, busy, _per_node(self._idle[WORKER]), self._placement)
+            name = "" if at is None else self._make(WORKER, at)
+            if not name:
+                break
+            self._idle[WORKER].append(name)
 
     def take(self, workers: int) -> Crew:
         """The actors for a job, from those that wait as far as they go. Fewer workers where there is no room for more:
         the job's trainer recruits the rest."""
-        trainer = self._take(TRAINER)
-        found = [self._take(WORKER, trainer) for _ in range(workers)]
-        crew = Crew(trainer, self._take(AGGREGATOR), tuple(name for name in found if name))
-        self.busy[trainer] = crew
+        nodes = self._actors.nodes()
+        trainer = self._take(TRAINER, nodes[0].name)
+        found: list[str] = []
+        for _ in range(workers):
+            at = choose(nodes, self._busy() + _per_node(found), _per_node(found), self._placement)
+            name = "" if at is None else self._take(WORKER, at, trainer)
+            found += [name] if name else []
+        beside = list(dict.fromkeys(map(node_of, found))) or [nodes[0].name]
+        aggregators = tuple(self._take(AGGREGATOR, node) for node in beside)
+        crew = self.busy[trainer] = Crew(trainer, aggregators, tuple(found), self._placement)
         return crew
 
     def saw(self, trainer: str, workers: tuple[str, ...]) -> Crew:
@@ -157,14 +203,13 @@ class Pool:
         self._actors.reset(trainer)
         del self.busy[trainer]
         self._idle[TRAINER].append(trainer)
-        if self._actors.answers(crew.aggregator):
-            self._idle[AGGREGATOR].append(crew.aggregator)
+        self._idle[AGGREGATOR] += [name for name in crew.aggregators if self._actors.answers(name)]
         self._sort_out(set(crew.workers), seconds=10 * SOON_S)
 
     def forget(self, trainer: str) -> None:
         """End a job's processes: its crew, and what its trainer had recruited since, which nobody knows any more."""
         crew = self.busy.pop(trainer, None)
-        for name in () if crew is None else (crew.trainer, crew.aggregator):
+        for name in () if crew is None else (crew.trainer, *crew.aggregators):
             self._actors.kill(name)
         workers = {name for name in self._actors.names() if kind_of(name) == WORKER}
         known = set() if crew is None else set(crew.workers)
@@ -174,7 +219,11 @@ class Pool:
         """The actors of all jobs, workers that their trainers have recruited since included."""
         crews = list(self.busy.values())
         crews += [crew for crew in map(self._actors.crew, self.busy) if crew is not None]
-        return {name for crew in crews for name in (crew.trainer, crew.aggregator, *crew.workers)}
+        return {name for crew in crews for name in crew.all}
+
+    def _busy(self) -> Counter[str]:
+        """How many workers all jobs have, by node."""
+        return _per_node(name for crew in self.busy.values() for name in crew.workers)
 
     def _sort_out(self, workers: set[str], seconds: float) -> None:
         """Of `workers`, which no running job has: those that are nobody's wait; who is still held, or silent, ends."""
@@ -186,17 +235,20 @@ class Pool:
             elif holders.get(name) not in self.busy:  # else a running job has just recruited it
                 self._actors.kill(name)
 
-    def _take(self, kind: str, holder: str = NOBODY) -> str:
-        while self._idle[kind]:
-            name = self._idle[kind].pop()
+    def _take(self, kind: str, node: str, holder: str = NOBODY) -> str:
+        idle = self._idle[kind]
+        while here := [name for name in idle if node_of(name) == node]:
+            idle.remove(name := here[-1])
             if self._actors.hold(name, holder) if kind == WORKER else self._actors.answers(name):
                 return name
-        return self._make(kind, holder)
+        return self._make(kind, node, holder)
 
-    def _make(self, kind: str, holder: str = NOBODY) -> str:
+    def _make(self, kind: str, node: str, holder: str = NOBODY) -> str:
         """A new actor; "" where it would be a worker without a slot."""
-        if kind == WORKER and not has_room(self._actors.names(), self._actors):
-            return ""
-        name = new_name(kind)
+        if kind == WORKER:
+            room = next((each for each in self._actors.nodes() if each.name == node), None)
+            if room is None or not has_room(self._actors.names(), room):
+                return ""
+        name = new_name(kind, node)
         self._actors.create(name, holder)
         return name

@@ -55,18 +55,35 @@ def _zeros(size: int, dtype: np.dtype[Any]) -> Array:
     return zeros
 
 
-def culprit(gradients: Iterable[Array]) -> int | None:
-    """The shard that is to blame for a mean gradient whose norm is not finite.
+def evidence(gradients: Iterable[Array]) -> tuple[tuple[bool, float], ...]:
+    """Of each shard's gradient, or a part of it: whether all of it is finite, and its square sum."""
+    return tuple((is_finite(gradient), square_sum(gradient)) for gradient in gradients)
+
+
+def culprit(parts: Sequence[Sequence[tuple[bool, float]]]) -> int | None:
+    """The shard that is to blame for a mean gradient whose norm is not finite, by the evidence of each part of it.
 
     The first whose gradient holds what is not finite, or else whose square sum is beyond the dtype's range; None where
     the gradients are too large only together.
     """
-    in_order = list(gradients)
-    for is_sound in (is_finite, lambda gradient: math.isfinite(square_sum(gradient))):
-        for shard, gradient in enumerate(in_order):
-            if not is_sound(gradient):
-                return shard
+    shards = list(zip(*parts, strict=True))
+    for shard, found in enumerate(shards):
+        if not all(is_sound for is_sound, _ in found):
+            return shard
+    for shard, found in enumerate(shards):
+        if not math.isfinite(sum(squares for _, squares in found)):
+            return shard
     return None
+
+
+def shares(blocks: Sequence[slice], count: int) -> list[list[slice]]:
+    """The fixed blocks dealt out to `count` aggregators, at most one a block: neighbours to the same one."""
+    return [list(blocks[len(blocks) * k // count : len(blocks) * (k + 1) // count]) for k in range(count)]
+
+
+def span(blocks: Sequence[slice]) -> slice:
+    """What neighbouring blocks cover."""
+    return slice(blocks[0].start, blocks[-1].stop)
 
 
 def norm(square_sums: Iterable[float]) -> float:

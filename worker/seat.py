@@ -24,7 +24,7 @@ from core.schedules import learning_rate
 from worker.claims import Claims, is_slow, is_worth, sure
 from worker.errors import Diverged, SeatStopped, ShardMissing
 from worker.plan import ShardReport, StepPlan
-from worker.reduction import clip_factor, culprit, is_finite, mean_block, norm
+from worker.reduction import clip_factor, culprit, evidence, is_finite, mean_block, norm
 from worker.sampling import deal
 from worker.segment import COMMAND, FAILED, PHASES, REPORTS_KEPT, RUN, STOP, Segment, SegmentLayout
 
@@ -204,7 +204,7 @@ class Seat:
         segment, plan = self._segment, self._plan
         gradient_norm = norm(segment.block_squares.tolist())
         if not math.isfinite(gradient_norm):
-            raise Diverged(step, culprit(self._slots), "gradient")
+            raise Diverged(step, culprit([evidence(self._slots)]), "gradient")
         rate = learning_rate(plan.schedule, plan.optimizer.learning_rate, step, plan.steps)
         if self._number == 0:  # before a block of its own is committed: a committed step has its report
             rows = int(segment.shard_rows.sum())

@@ -18,6 +18,7 @@ from worker.crew import Remote, Transport
 from worker.dataset import DatasetError
 from worker.errors import Cancelled, Diverged, Orphaned, Paused, RemoteLost, TooManyFailures, WarmStartDamaged
 from worker.exchange import Exchange
+from worker.fetched import read_chunk
 from worker.object_exchange import ObjectExchange
 from worker.plan import StepPlan, TrainerReport, TrainingFailure, TrainingPlan, TrainingResult
 from worker.pool import Crew
@@ -112,8 +113,8 @@ class Connection(Transport, Protocol):
 class TrainerHost:
     """The process in which a trainer runs, one job after the other."""
 
-    def __init__(self, connect: Callable[[str, list[str]], Connection], kill: Callable[[str], None]) -> None:
-        """`connect` gets the trainer's name and the list of its workers, to be kept up to date; `kill` a name."""
+    def __init__(self, connect: Callable[[Crew, list[str]], Connection], kill: Callable[[str], None]) -> None:
+        """`connect` gets the crew, and the list of its workers to be kept up to date; `kill` a name."""
         self._connect, self._kill = connect, kill
         self._run: Run | None = None
         self._crew: Crew | None = None
@@ -125,7 +126,7 @@ class TrainerHost:
     ) -> None:
         """Begin; returns at once. `workers`: how many are wanted, of whom the crew may lack some."""
         self._crew, self._workers = crew, list(crew.workers)
-        connection = self._connection = self._connect(crew.trainer, self._workers)
+        connection = self._connection = self._connect(crew, self._workers)
 
         def open_exchange(recorder: Recorder, look: Callable[[], None]) -> OpenExchange:
             def opened(steps: StepPlan, seed: int) -> Exchange:
@@ -134,7 +135,9 @@ class TrainerHost:
                 members.admit(wait=True)
                 if exchange != OBJECTS and shared_memory.suits(steps, members):
                     return SharedMemoryExchange(steps, seed, members, connection)
-                return ObjectExchange(steps, seed, members, connection.remote(crew.aggregator), connection)
+                return ObjectExchange(
+                    steps, seed, members, [connection.remote(name) for name in crew.aggregators], connection
+                )
 
             return opened
 
@@ -167,6 +170,10 @@ class TrainerHost:
         if self._run is not None:
             self._run.scale(workers)
 
+    def chunk(self, folder: str, name: str, offset: int) -> bytes:
+        """A part of the job's prepared arrays, for a node that has not got them (worker.fetched.read_chunk)."""
+        return read_chunk(folder, name, offset)
+
     def describe(self) -> tuple[str, int, Crew] | None:
         """Job, attempt and crew, workers recruited since included; None when no job has been started here."""
         if self._run is None or self._crew is None:
@@ -182,7 +189,7 @@ class TrainerHost:
     def _abandon(self) -> None:
         """The job ends without an outcome: end the crew, and this process with it."""
         assert self._crew is not None
-        for name in (*self._workers, self._crew.aggregator):
+        for name in (*self._workers, *self._crew.aggregators):
             self._kill(name)
         os._exit(1)
 

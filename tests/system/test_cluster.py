@@ -20,6 +20,7 @@ from worker.cluster import HEALTH, Cluster, RayRemote, RayTransport, TrainerHand
 from worker.errors import TrainerLost
 from worker.exchange import InProcessExchange
 from worker.plan import MetricPoint, TrainerEvent, TrainerReport, TrainingPlan, TrainingResult
+from worker.pool import Crew
 from worker.recorder import Recorder
 from worker.trainer import Trainer
 from worker.trainer_host import AUTO, OBJECTS
@@ -30,6 +31,7 @@ MakePlan = Callable[..., TrainingPlan]
 Join = Callable[..., Cluster]
 Update = MetricPoint | TrainerEvent
 SLOTS = 8
+NOBODYS = Crew("nobody's", (), ())
 # 36 steps an epoch: a second or more, over objects many times that.
 LONG, LONG_OVER_OBJECTS = {"batch_size": 4, "epochs": 60}, {"batch_size": 4, "epochs": 12}
 
@@ -256,7 +258,7 @@ def calls_of(names: Sequence[str]) -> list[dict[str, int]]:
 
     handles = [RayRemote(name).handle for name in names]
     asked = [handle.__ray_call__.options(concurrency_group=HEALTH).remote(counted) for handle in handles]
-    found: list[dict[str, int]] = RayTransport("nobody's", []).get(asked)
+    found: list[dict[str, int]] = RayTransport(NOBODYS, []).get(asked)
     return found
 
 
@@ -306,8 +308,8 @@ def test_a_worker_does_one_call_at_a_time_and_answers_meanwhile(cluster: Cluster
     def let_leave(worker: Any) -> None:
         worker.may_leave = True
 
-    transport = RayTransport("nobody's", [])
-    worker = transport.recruit()
+    transport = RayTransport(NOBODYS, [])
+    worker = transport.recruit(beside=False)
     assert isinstance(worker, RayRemote)
     try:
         calls = [worker.call("__ray_call__", stay) for _ in range(2)]
@@ -327,7 +329,7 @@ def test_a_killed_trainer_is_lost_and_its_crew_is_ended(cluster: Cluster, make_p
     watch.until(lambda _: watch.events)
     pids = cluster.pids(handle)
     assert len(pids) == 4
-    assert not pids.keys() <= {at_first.trainer, at_first.aggregator, *at_first.workers}  # a recruit
+    assert not pids.keys() <= set(at_first.all)  # a recruit
     os.kill(pids[handle.crew.trainer], signal.SIGKILL)
     with pytest.raises(TrainerLost) as lost:
         watch.result()
@@ -344,7 +346,7 @@ def test_a_trainer_that_has_lost_its_aggregator_is_lost_too(join: Join, make_pla
     watch = Watch(cluster.start(make_plan(**LONG), 1, 2))
     watch.until(lambda report: report.progress.step > 20)
     pids = cluster.pids(watch.handle)
-    os.kill(pids[watch.handle.crew.aggregator], signal.SIGKILL)
+    os.kill(pids[watch.handle.crew.aggregators[0]], signal.SIGKILL)
     with pytest.raises(TrainerLost):
         watch.result()
     cluster.kill(watch.handle)

@@ -138,7 +138,7 @@ class MemoryTransport:
     def release(self, remote: MemoryRemote, detached: Reference) -> None:
         self.released.append(remote.name)
 
-    def recruit(self) -> MemoryRemote:
+    def recruit(self, beside: bool = False) -> MemoryRemote:
         remote = self.make(f"recruit{len(self.recruits)}")
         self.recruits.append(remote)
         return remote
@@ -154,24 +154,26 @@ def plain(name: str) -> MemoryRemote:
 
 @dataclass
 class Site:
-    """An ObjectExchange over `count` workers, with all that a test wants to look at or break."""
+    """An ObjectExchange over `count` workers and `shares` aggregators, with all that tests look at or break."""
 
     plain = staticmethod(plain)
 
     plan: StepPlan
     count: int
     transport: MemoryTransport = field(default_factory=lambda: MemoryTransport(plain))
-    aggregator: MemoryRemote = field(default_factory=lambda: MemoryRemote("aggregator", ParameterAggregator()))
+    shares: int = 1
     events: list[TrainerEvent] = field(default_factory=list)
     now: float = 1000.0
 
     def __post_init__(self) -> None:
         self.workers = [self.transport.make(f"w{k}") for k in range(self.count)]
+        self.aggregators = [MemoryRemote(f"aggregator{k}", ParameterAggregator()) for k in range(self.shares)]
+        self.aggregator = self.aggregators[0]
 
     def open(self) -> ObjectExchange:
         crew = Crew(self.plan, self.workers, self.transport, self.events.append, lambda: self.now)
         crew.admit(wait=True)
-        return ObjectExchange(self.plan, SEED, crew, self.aggregator, self.transport, lambda: self.now)
+        return ObjectExchange(self.plan, SEED, crew, self.aggregators, self.transport, lambda: self.now)
 
 
 @pytest.fixture

@@ -1,25 +1,29 @@
 """Which actors wait and whose the others are, over actors that are nothing but names."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import pytest
 
-from worker.pool import AGGREGATOR, NOBODY, TRAINER, WORKER, Crew, Pool, kind_of, recruit
+from worker.placement import PACK, SPREAD, Node
+from worker.pool import AGGREGATOR, NOBODY, TRAINER, WORKER, Crew, Pool, kind_of, node_of, recruit
 
 
 class Names:
     """Actors in memory. A name in `silent` does not answer."""
 
-    def __init__(self, slots: int = 8) -> None:
-        self.room, self.held = slots, dict[str, str]()  # by name, trainers and aggregators included
+    def __init__(self, *nodes: Node) -> None:
+        self.there = nodes or (Node("here", 8, 8),)
+        self.held = dict[str, str]()  # by name, trainers and aggregators included
         self.silent, self.killed = set[str](), list[str]()
         self.crews: dict[str, Crew] = {}
 
     def names(self) -> set[str]:
         return set(self.held)
 
-    def slots(self) -> int:
-        return self.room
+    def nodes(self) -> Sequence[Node]:
+        return self.there
 
     def create(self, name: str, holder: str = NOBODY) -> None:
         self.held[name] = holder
@@ -76,7 +80,7 @@ def start(names: Names, pool: Pool, workers: int) -> Crew:
 def recruited(names: Names, pool: Pool, crew: Crew) -> tuple[Crew, str | None]:
     own = list(crew.workers)
     name = recruit(names, crew.trainer, own)
-    names.crews[crew.trainer] = Crew(crew.trainer, crew.aggregator, tuple(own))
+    names.crews[crew.trainer] = replace(crew, workers=tuple(own))
     return names.crews[crew.trainer], name
 
 
@@ -85,7 +89,7 @@ def test_actors_of_an_ended_job_wait_for_the_next(names: Names, pool: Pool) -> N
     warm = names.names()
     assert sorted(map(kind_of, warm)) == [WORKER, WORKER, AGGREGATOR, TRAINER]
     first = start(names, pool, 2)
-    assert ({first.trainer, first.aggregator, *first.workers}, pool.held) == (warm, 2)
+    assert (set(first.all), pool.held) == (warm, 2)
     assert names.workers(first.trainer) == set(first.workers)
     names.detach(first)
     pool.release(first.trainer)
@@ -145,7 +149,7 @@ def test_a_lost_jobs_processes_end_recruits_included_and_others_do_not(names: Na
     names.kill(crew.trainer)
     names.silent.add(crew.workers[0])
     pool.forget(crew.trainer)
-    assert {unknown, crew.aggregator, *crew.workers} <= set(names.killed)
+    assert {unknown, *crew.aggregators, *crew.workers} <= set(names.killed)
     assert {theirs, other.trainer, *other.workers, *idle} <= names.names()
 
 
@@ -170,12 +174,12 @@ def test_another_controller_finds_everything_again(names: Names, pool: Pool) -> 
     crew = start(names, pool, 2)
     pool.warm(1, 2)
     idle = names.workers(NOBODY)
-    names.create("GradientWorker-stray", "TrainerHost-gone")
-    names.create("GradientWorker-stuck")
-    names.silent.add("GradientWorker-stuck")
+    names.create("GradientWorker-here-stray", "TrainerHost-gone")
+    names.create("GradientWorker-here-stuck")
+    names.silent.add("GradientWorker-here-stuck")
     again = Pool(names)
     assert (again.busy, again.held) == ({crew.trainer: crew}, 2)
-    assert sorted(names.killed) == ["GradientWorker-stray", "GradientWorker-stuck"]
+    assert sorted(names.killed) == ["GradientWorker-here-stray", "GradientWorker-here-stuck"]
     assert set(again.take(2).workers) == idle
 
 
@@ -184,3 +188,59 @@ def test_a_trainer_that_is_gone_when_its_job_is_released(names: Names, pool: Poo
     names.kill(crew.trainer)
     pool.release(crew.trainer)
     assert (names.held, pool.held) == ({}, 0)
+
+
+NODES = (Node("a", 2, 4), Node("b", 2, 4), Node("c", 2, 4))
+
+
+def per_node(crew: Crew) -> list[int]:
+    found = Counter(map(node_of, crew.workers))
+    return [found[node.name] for node in NODES]
+
+
+def test_a_jobs_workers_are_packed_onto_few_nodes_or_spread_over_all() -> None:
+    packed, spread = Pool(Names(*NODES), PACK), Pool(Names(*NODES), SPREAD)
+    for workers, wanted in ((2, [2, 0, 0]), (1, [0, 1, 0]), (2, [0, 0, 2])):
+        assert per_node(packed.take(workers)) == wanted
+    assert per_node(spread.take(3)) == [1, 1, 1]
+    assert sorted(per_node(spread.take(4))) == [1, 1, 2]
+
+
+def test_trainers_stay_on_the_first_node_and_an_aggregator_stands_on_each_that_has_workers() -> None:
+    pool = Pool(Names(Node("a", 2, 0), *NODES[1:]), SPREAD)
+    crew = pool.take(3)
+    assert node_of(crew.trainer) == "a"
+    assert [node_of(name) for name in crew.aggregators] == ["b", "c"]
+    assert [node_of(name) for name in pool.take(0).aggregators] == ["a"]
+
+
+def test_idle_workers_are_taken_where_the_job_is_to_be() -> None:
+    names = Names(*NODES)
+    pool = Pool(names, PACK)
+    names.create("GradientWorker-c-1")
+    pool = Pool(names, PACK)
+    assert per_node(pool.take(2)) == [2, 0, 0]
+    spread = Pool(names, SPREAD)
+    assert "GradientWorker-c-1" in spread.take(3).workers
+
+
+def test_a_recruit_comes_from_the_trainers_node_where_it_must() -> None:
+    names = Names(*NODES)
+    pool = Pool(names, PACK)
+    crew = start(names, pool, 4)
+    assert per_node(crew) == [2, 2, 0]
+    own = list(crew.workers)
+    beside = [recruit(names, crew.trainer, own, PACK, beside=True) for _ in range(3)]
+    assert [node_of(name) for name in beside[:2] if name] == ["a", "a"]
+    assert beside[2] is None
+    further = recruit(names, crew.trainer, own, PACK)
+    assert node_of(str(further)) == "c"  # it has idle cores
+
+
+def test_a_node_that_is_gone_has_no_actors_that_wait() -> None:
+    names = Names(*NODES)
+    pool = Pool(names, SPREAD)
+    pool.warm(1, 3)
+    names.there = NODES[:2]
+    pool.warm(1, 3)
+    assert all(node_of(name) != "c" for name in pool.take(3).workers)

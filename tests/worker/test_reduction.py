@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.parameters import BLOCK, ParameterLayout
-from worker.reduction import clip_factor, culprit, is_finite, mean_block, norm
+from worker.reduction import clip_factor, culprit, evidence, is_finite, mean_block, norm, shares, span
 
 SIZE = 2 * BLOCK + 77
 BLOCKS = ParameterLayout(("w",), ((SIZE,),)).blocks
@@ -107,12 +107,29 @@ def test_the_largest_finite_values_are_finite(dtype: str) -> None:
     assert is_finite(np.array([largest, -largest, np.finfo(dtype).smallest_subnormal], dtype))
 
 
-def test_the_culprit_is_the_first_shard_whose_gradient_is_not_finite() -> None:
+@pytest.mark.parametrize("cuts", [[], [9], [100, 2000]], ids=str)
+def test_the_culprit_is_the_first_shard_whose_gradient_is_not_finite(cuts: list[int]) -> None:
+    """However the vector is cut: by the evidence of all parts, of which those that are sound may have none."""
     gradients = slots(4)
-    assert culprit(gradients) is None
+
+    def blamed() -> int | None:
+        parts = [evidence(part) for part in zip(*(np.split(gradient, cuts) for gradient in gradients), strict=True)]
+        return culprit([part for part in parts if not all(math.isfinite(squares) for _, squares in part)])
+
+    assert blamed() is None
     gradients[1][5] = 1e30  # finite, and its square is not
-    assert culprit(gradients) == 1
+    assert blamed() == 1
     gradients[3][-1] = np.nan
-    assert culprit(gradients) == 3
+    assert blamed() == 3
     gradients[2][0] = np.inf
-    assert culprit(gradients) == 2
+    assert blamed() == 2
+
+
+@given(st.integers(1, 40), st.data())
+def test_every_block_is_one_aggregators_and_neighbours_stay_together(count: int, data: st.DataObject) -> None:
+    blocks = [slice(10 * k, 10 * k + 10) for k in range(count)]
+    of = data.draw(st.integers(1, count))
+    dealt = shares(blocks, of)
+    assert [block for share in dealt for block in share] == blocks
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    assert [span(share).start for share in dealt[1:]] == [span(share).stop for share in dealt[:-1]]

@@ -182,10 +182,10 @@ def test_a_host_runs_one_job_after_the_other(make_plan: MakePlan, site: Any, pla
     processes = {remote.name: remote for remote in (*place.workers, place.aggregator)}
     connection = place.transport
     connection.remote, connection.forget_leavers = processes.__getitem__, lambda: None
-    host = TrainerHost(lambda trainer, workers: connection, lambda name: unexpected())
+    host = TrainerHost(lambda crew, workers: connection, lambda name: unexpected())
     assert (host.poll(0), host.describe()) == (None, None)
     for attempt in (1, 2):
-        crew = Crew("TrainerHost-1", "aggregator", ("w0", "w1"))
+        crew = Crew("TrainerHost-1", ("aggregator0",), ("w0", "w1"))
         host.start(make_plan(), attempt, crew, 2, 60.0, OBJECTS)
         assert host.describe() == ("job_1", attempt, crew)
         deadline = time.monotonic() + 60

@@ -1,0 +1,135 @@
+"""A real Ray cluster of several nodes on this machine: what tests and benchmarks of the exchange over nodes run on.
+
+Each node is what `ray start` makes of a machine: a raylet with an object store, worker slots, a temporary folder and
+an address of its own (127.0.0.2, 127.0.0.3, ...: all of them loopback on Linux), and a home that no other node reads.
+Every process runs under a launcher and is gone at the end, however that came.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from service import launcher
+from service.child import Child
+from service.embedded import Command, ray_environment
+from service.ports import free_port, listens
+
+START_S = 120.0
+OBJECT_STORE_BYTES = 128 * 1024**2
+# A node that is gone is noticed within two seconds: tests wait for it. Ray's own figures are 5 s, 3 s and 5 times.
+HEALTH_CHECKS = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+class RayNode:
+    """One node: `number` 0 is the head."""
+
+    def __init__(self, number: int, home: Path, process: Child, temporary: Path) -> None:
+        self.number, self.home, self.process, self.temporary = number, home, process, temporary
+
+    @property
+    def raylet(self) -> int:
+        """The pid of its raylet; 0 while it is not there."""
+        for pid in launcher.descendants(self.process.pid):
+            try:
+                if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet"):
+                    return pid
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has just ended
+        return 0
+
+    def kill(self) -> None:
+        """SIGKILL to the raylet: the rest of the node ends of itself, as Ray has it."""
+        os.kill(self.raylet, signal.SIGKILL)
+
+
+class RayNodes:
+    """A head and `len(slots) - 1` further nodes, each with so many worker slots. A context manager."""
+
+    def __init__(self, slots: Sequence[int], environ: Mapping[str, str], token: str, folder: Path) -> None:
+        """`folder`: below it lie the nodes' homes and logs."""
+        environment = ray_environment(environ, token) | HEALTH_CHECKS
+        # It is what keeps Ray to 127.0.0.1, and to one node: here every address that is given is loopback.
+        del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
+        self._slots, self._environment, self._folder = slots, environment, folder
+        self.address = f"{_ip(0)}:{free_port(_ip(0))}"
+        self.nodes: list[RayNode] = []
+
+    def __enter__(self) -> Self:
+        try:
+            self.nodes.append(self._start(0))
+            host, _, port = self.address.rpartition(":")
+            _wait(lambda: listens(host, int(port)))
+            self.nodes += [self._start(number) for number in range(1, len(self._slots))]
+            for node in self.nodes:
+                _wait(lambda node=node: node.raylet)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def restart(self, node: RayNode) -> None:
+        """Start a node that was killed again, on the home that it has left."""
+        node.process.kill()
+        node.process.wait(20)
+        self.nodes[node.number] = self._start(node.number)
+
+    def _start(self, number: int) -> RayNode:
+        home = self._folder / f"home{number}"
+        home.mkdir(exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix="fallline-", dir="/tmp"))
+        options = {
+            "node-ip-address": _ip(number),
+            "num-cpus": self._slots[number],
+            "dashboard-agent-listen-port": 0,
+            "min-worker-port": 0,
+            "max-worker-port": 0,
+            "include-log-monitor": "false",
+            "object-store-memory": OBJECT_STORE_BYTES,
+            "resources": json.dumps({"worker_slots": self._slots[number]}),
+            "temp-dir": temporary,
+        }
+        if number == 0:
+            options |= {"port": self.address.rpartition(":")[2], "dashboard-port": free_port()}
+            options["include-dashboard"] = "false"
+            first = ["--head", "--no-monitor"]
+        else:
+            first = [f"--address={self.address}"]
+        arguments = [str(Path(sys.executable).with_name("ray")), "start", *first, "--block", "--disable-usage-stats"]
+        arguments += [f"--{name}={value}" for name, value in options.items()]
+        environment = self._environment | {"FALLLINE_HOME": str(home)}
+        command = Command(arguments, environment, temporary, remove=temporary)
+        return RayNode(number, home, Child(command, self._folder / f"node{number}.log", 0.0), temporary)
+
+    def _end(self) -> None:
+        for node in reversed(self.nodes):
+            node.process.kill()
+        for node in self.nodes:
+            node.process.wait(20)  # nothing of it is left then
+
+
+def _ip(number: int) -> str:
+    return f"127.0.0.{number + 2}"
+
+
+def _wait(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + START_S
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"no node within {START_S:g} s")
+        time.sleep(0.05)

@@ -1,0 +1,144 @@
+"""Prepared arrays on a node without them: fetched whole, once, by their hash, and gone when others need the room."""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker import fetched
+from worker.dataset import MANIFEST, DatasetError, PreparedDataset, prepare
+from worker.fetched import prepared_here, read_chunk
+from worker.plan import TrainingPlan
+
+MakePlan = Callable[..., TrainingPlan]
+
+
+@pytest.fixture
+def there(make_plan: MakePlan) -> PreparedDataset:
+    """On the trainer's machine."""
+    return prepare(make_plan().data)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This node's, whose home has nothing of the trainer's; chunks are small."""
+    monkeypatch.setenv("FALLLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(fetched, "CHUNK_BYTES", 1000)
+    return tmp_path / "home" / "fetched"
+
+
+class Reader:
+    """Reads from the trainer's disk, and counts. `break_at`: the call, from 1, that fails; `flips`: those that lie."""
+
+    def __init__(self, folder: Path, break_at: int = 0, flips: tuple[int, ...] = ()) -> None:
+        self.read, self.calls, self.break_at, self.flips = partial(read_chunk, str(folder)), 0, break_at, flips
+        self.bytes = 0
+
+    def __call__(self, name: str, offset: int) -> bytes:
+        self.calls += 1
+        if self.calls == self.break_at:
+            raise ConnectionError(name)
+        chunk = self.read(name, offset)
+        self.bytes += len(chunk)
+        assert len(chunk) <= 1000
+        return bytes([chunk[0] ^ 1]) + chunk[1:] if chunk and self.calls in self.flips else chunk
+
+
+def size_of(entry: PreparedDataset) -> int:
+    return sum(path.stat().st_size for path in entry.folder.iterdir())
+
+
+def arrays(found: PreparedDataset) -> list[bytes]:
+    return [array.tobytes() for split in found.rows for array in found.arrays(split) if array is not None]
+
+
+def fetch(there: PreparedDataset, reader: Any) -> list[bytes]:
+    with prepared_here(str(there.folder), there.sha256, reader) as found:
+        assert found.folder != there.folder
+        return arrays(found)
+
+
+def test_what_is_fetched_is_the_same_and_is_fetched_once(there: PreparedDataset, cache: Path) -> None:
+    reader = Reader(there.folder)
+    assert fetch(there, reader) == arrays(there)
+    assert reader.bytes == size_of(there)
+    calls = reader.calls
+    assert fetch(there, reader) == arrays(there)
+    assert reader.calls == calls
+    assert sorted(path.name for path in cache.iterdir()) == [there.sha256, f"{there.sha256}.lock"]
+
+
+def test_workers_of_one_node_fetch_once_between_them(there: PreparedDataset, cache: Path) -> None:
+    reader, found = Reader(there.folder), list[bool]()
+    threads = [threading.Thread(target=lambda: found.append(fetch(there, reader) == arrays(there))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (found, reader.bytes) == ([True] * 4, size_of(there))
+
+
+@pytest.mark.parametrize("at", [1, 3, 9, 17])
+def test_one_that_was_cut_short_goes_on_where_it_ended(there: PreparedDataset, cache: Path, at: int) -> None:
+    cut, reader = Reader(there.folder, break_at=at), Reader(there.folder)
+    with pytest.raises(ConnectionError):
+        fetch(there, cut)
+    assert not (cache / there.sha256).exists()
+    assert fetch(there, reader) == arrays(there)
+    manifest = (there.folder / MANIFEST).stat().st_size
+    assert cut.bytes + reader.bytes == size_of(there) + (manifest if cut.bytes >= manifest else cut.bytes)
+
+
+def test_what_was_damaged_on_its_way_is_fetched_again(there: PreparedDataset, cache: Path) -> None:
+    first = 2 + -(-(there.folder / MANIFEST).stat().st_size // 1000)  # the first chunk after the manifest
+    assert fetch(there, Reader(there.folder, flips=(first,))) == arrays(there)
+
+
+def test_other_arrays_than_the_jobs_are_refused(there: PreparedDataset, cache: Path) -> None:
+    with (
+        pytest.raises(DatasetError, match="other ones than the job's"),
+        prepared_here(str(there.folder), "0" * 64, Reader(there.folder)),
+    ):
+        raise AssertionError("opened")
+    always = Reader(there.folder, flips=tuple(range(8, 999)))
+    with pytest.raises(DatasetError, match="not what its hash says, twice"):
+        fetch(there, always)
+    assert not (cache / there.sha256).exists()
+
+
+def test_a_node_that_has_them_reads_them_where_they_are(
+    there: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for home in (str(there.folder.parent.parent), None):
+        if home is None:
+            monkeypatch.delenv("FALLLINE_HOME", raising=False)
+        else:
+            monkeypatch.setenv("FALLLINE_HOME", home)
+        with prepared_here(str(there.folder), there.sha256, Reader(there.folder, break_at=1)) as found:
+            assert found.folder == there.folder
+
+
+def test_the_cache_is_bounded_and_what_is_in_use_stays(
+    make_plan: MakePlan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [prepare(make_plan(data={"split_seed": seed}).data) for seed in range(4)]
+    monkeypatch.setenv("FALLLINE_NODE_CACHE_BYTES", str(int(2.5 * size_of(entries[0]))))
+
+    def kept() -> list[int]:
+        return [k for k, entry in enumerate(entries) if (cache / entry.sha256).exists()]
+
+    for k in (0, 1):
+        fetch(entries[k], Reader(entries[k].folder))
+        os.utime(cache / entries[k].sha256, (k, k))
+    fetch(entries[2], Reader(entries[2].folder))
+    assert kept() == [1, 2]
+    os.utime(cache / entries[2].sha256, (2, 2))
+    with prepared_here(str(entries[1].folder), entries[1].sha256, Reader(entries[1].folder)) as mapped:
+        os.utime(cache / entries[1].sha256, (1, 1))
+        fetch(entries[3], Reader(entries[3].folder))
+        assert kept() == [1, 3]
+        assert arrays(mapped) == arrays(entries[1])

@@ -1,0 +1,129 @@
+"""Prepared arrays on a node that has not got them: fetched from the trainer's, once for all workers of the node.
+
+An entry's name is the hash of its manifest, which holds the hash of each file. It is fetched chunk by chunk into a
+folder that is kept when the fetch is cut short, so that the next one goes on where it ended; it gets its name once all
+of it is on the disk and has the right hash. Entries that were not used for longest make room for new ones.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from worker.dataset import MANIFEST, DatasetError, PreparedDataset, file_sha256, open_prepared
+
+CHUNK_BYTES = 4 * 1024**2  # so much of a file lies in Ray's object store at a time
+CACHE_BYTES = 10 * 1024**3
+
+Read = Callable[[str, int], bytes]  # a file's name, an offset -> at most CHUNK_BYTES from there on; none at its end
+
+
+def read_chunk(folder: str, name: str, offset: int) -> bytes:
+    """What `Read` gives, of the entry at `folder`, on the machine that has it."""
+    with open(Path(folder) / Path(name).name, "rb") as file:
+        file.seek(offset)
+        return file.read(CHUNK_BYTES)
+
+
+@contextmanager
+def prepared_here(folder: str, sha256: str, read: Read | None) -> Iterator[PreparedDataset]:
+    """The entry at the trainer's `folder`, whose manifest has the hash `sha256`: from there where this node has it, too
+    (or there is nothing to `read` it with), else from the node's own cache. Map its arrays before the block ends.
+
+    A node has a folder if its home, FALLLINE_HOME in the environment of its `ray start`, does. DatasetError where what
+    is read is not what the hash says.
+    """
+    if read is None or _has(folder, sha256):
+        yield open_prepared(folder)
+        return
+    cache = _home() / "fetched"
+    cache.mkdir(parents=True, exist_ok=True)
+    with _lock(cache, sha256, fcntl.LOCK_EX):
+        entry = cache / sha256
+        if not entry.exists():
+            _fetch(entry, sha256, read)
+        os.utime(entry)
+        yield open_prepared(entry)
+
+
+def _home() -> Path:
+    return Path(os.environ.get("FALLLINE_HOME") or "~/.fallline").expanduser().absolute()
+
+
+def _has(folder: str, sha256: str) -> bool:
+    if "FALLLINE_HOME" in os.environ and not Path(folder).is_relative_to(_home()):
+        return False
+    try:
+        return hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest() == sha256
+    except OSError:
+        return False
+
+
+@contextmanager
+def _lock(cache: Path, sha256: str, how: int) -> Iterator[None]:
+    """Nobody else of this node fetches the entry meanwhile, or takes it away. It ends with the process."""
+    descriptor = os.open(cache / f"{sha256}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fetch(entry: Path, sha256: str, read: Read) -> None:
+    manifest = b"".join(_chunks(read, MANIFEST, 0))
+    if hashlib.sha256(manifest).hexdigest() != sha256:
+        raise DatasetError(str(entry), "the trainer's arrays are other ones than the job's")
+    files: dict[str, tuple[int, str]] = {
+        Path(name).name: about for name, about in json.loads(manifest)["files"].items()
+    }
+    _make_room(entry.parent, sum(size for size, _ in files.values()))
+    partial = entry.with_name(f".{sha256}")
+    partial.mkdir(exist_ok=True)
+    for name, (_, wanted) in files.items():
+        _fetch_file(partial / name, wanted, read)
+    (partial / MANIFEST).write_bytes(manifest)
+    os.rename(partial, entry)
+
+
+def _fetch_file(path: Path, sha256: str, read: Read) -> None:
+    """What is missing of it; once more all of it, where that does not make it whole."""
+    for _ in range(2):
+        with path.open("ab") as file:
+            for chunk in _chunks(read, path.name, file.tell()):
+                file.write(chunk)
+                file.flush()
+            os.fsync(file.fileno())
+        if file_sha256(path) == sha256:
+            return
+        path.unlink()
+    raise DatasetError(str(path), "what arrives is not what its hash says, twice")
+
+
+def _chunks(read: Read, name: str, offset: int) -> Iterator[bytes]:
+    while chunk := read(name, offset):
+        offset += len(chunk)
+        yield chunk
+
+
+def _make_room(cache: Path, size: int) -> None:
+    """Take entries away until another of `size` bytes is within the bound, or only such are left as are in use."""
+    bound = int(os.environ.get("FALLLINE_NODE_CACHE_BYTES") or CACHE_BYTES)
+    sizes, used = dict[Path, int](), dict[Path, float]()
+    for entry in cache.iterdir():
+        with suppress(FileNotFoundError):  # somebody else has just made room of it
+            if entry.is_dir():
+                used[entry], sizes[entry] = entry.stat().st_mtime, sum(path.stat().st_size for path in entry.iterdir())
+    for entry in sorted(sizes, key=lambda entry: used[entry]):
+        if sum(sizes.values()) + size <= bound:
+            return
+        try:
+            with _lock(cache, entry.name.removeprefix("."), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(entry, ignore_errors=True)
+                del sizes[entry]
+        except BlockingIOError:
+            continue

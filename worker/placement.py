@@ -1,0 +1,33 @@
+"""On which node a job's next worker goes. Pure: no bit depends on it, only how far gradients travel."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+PACK, SPREAD = "pack", "spread"
+STRATEGIES = (PACK, SPREAD)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, by the name that actors' names have of it; `slots`: so many workers at most."""
+
+    name: str
+    cpus: int
+    slots: int
+
+
+def choose(nodes: Sequence[Node], busy: Mapping[str, int], own: Mapping[str, int], strategy: str) -> str | None:
+    """The node for one more worker; None: all slots are taken.
+
+    `nodes`: that of the trainer first. `busy`, `own`: how many workers of any job, of this job, each node has already.
+    A core that nobody computes on comes before a node on which workers would share one. Then PACK takes the node that
+    most of the job's workers are on (on the trainer's they share memory), SPREAD the one that fewest are on.
+    """
+    room = [node for node in nodes if busy.get(node.name, 0) < node.slots]
+    idle = [node for node in room if busy.get(node.name, 0) < node.cpus]
+
+    def preference(node: Node) -> tuple[float, ...]:
+        mine, load = own.get(node.name, 0), busy.get(node.name, 0) / max(node.cpus, 1)
+        return (mine, node is nodes[0], -load) if strategy == PACK else (-mine, -load, node is nodes[0])
+
+    return max(idle or room, key=preference).name if room else None
