@@ -34,8 +34,8 @@ HEALTH_CHECKS = {
 class RayNode:
     """One node: `number` 0 is the head."""
 
-    def __init__(self, number: int, home: Path, process: Child, temporary: Path) -> None:
-        self.number, self.home, self.process, self.temporary = number, home, process, temporary
+    def __init__(self, number: int, home: Path, process: Child) -> None:
+        self.number, self.address, self.home, self.process = number, _ip(number), home, process
 
     @property
     def raylet(self) -> int:
@@ -114,7 +114,7 @@ class RayNodes:
         arguments += [f"--{name}={value}" for name, value in options.items()]
         environment = self._environment | {"FALLLINE_HOME": str(home)}
         command = Command(arguments, environment, temporary, remove=temporary)
-        return RayNode(number, home, Child(command, self._folder / f"node{number}.log", 0.0), temporary)
+        return RayNode(number, home, Child(command, self._folder / f"node{number}.log", 0.0))
 
     def _end(self) -> None:
         for node in reversed(self.nodes):

@@ -3,28 +3,34 @@
 Nodes share no home: workers of the others have no way to the head's files but through Ray.
 """
 
+import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from benchmarks.ray_nodes import RayNodes
 from core.network import NetworkSpec
 from core.optimizers import OptimizerSpec
 from service.embedded import own_environment
 from worker.cluster import Cluster
+from worker.errors import TrainerLost
 from worker.placement import PACK, SPREAD
 from worker.plan import TrainingPlan
 from worker.pool import node_of
 
-from .test_cluster import Watch, in_process, wait_for
+from .test_cluster import LONG, LONG_OVER_OBJECTS, Watch, calls_of, gone, in_process, wait_for
 
 pytestmark = pytest.mark.system
 
 MakePlan = Callable[..., TrainingPlan]
 SLOTS = (2, 2, 2, 2)
+SEEDS = itertools.count(100)  # of splits that no node has seen before
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +74,101 @@ def test_the_weights_are_those_of_one_process(cluster: Cluster, make_plan: MakeP
         assert len(used) == (-(-workers // 2) if crew.placement == PACK else min(workers, 4))
         assert {node_of(name) for name in crew.aggregators} == used
         cluster.release(watch.handle)
+
+
+def on_home(nodes: RayNodes, make_plan: MakePlan, **changes: Any) -> TrainingPlan:
+    """A plan whose arrays lie in the home of the head, and of no other node."""
+    return make_plan(data={"cache_folder": str(nodes.nodes[0].home / "prepared"), **changes.pop("data", {})}, **changes)
+
+
+def test_arrays_reach_each_node_once(cluster: Cluster, nodes: RayNodes, make_plan: MakePlan) -> None:
+    plan = on_home(nodes, make_plan, shards=8, data={"split_seed": next(SEEDS)})
+    wanted, _ = in_process(plan)
+    before = fetched(nodes)
+    watch = Watch(cluster.start(plan, 1, 8))
+    assert watch.result().weights_sha256 == wanted.weights_sha256
+    assert [len(after - old) for after, old in zip(fetched(nodes), before, strict=True)] == [0, 1, 1, 1]
+    cluster.release(watch.handle)
+
+
+def fetched(nodes: RayNodes) -> list[set[str]]:
+    """The entries in each node's cache."""
+    return [{path.name for path in (node.home / "fetched").glob("?" * 64)} for node in nodes.nodes]
+
+
+def test_where_all_workers_are_on_the_trainers_node_no_step_calls_ray(
+    cluster: Cluster, nodes: RayNodes, make_plan: MakePlan
+) -> None:
+    """And where they are not, gradients travel by reference."""
+    plan = on_home(nodes, make_plan, **LONG | {"epochs": 10_000})
+    watch = Watch(cluster.start(plan, 1, 2))
+    watch.until(lambda report: report.progress.step > 20)
+    trainer = watch.handle.crew.trainer
+    before = calls_of([trainer])[0]
+    at = watch.until(lambda _: True).progress.step
+    watch.until(lambda report: report.progress.step > at + 100)
+    after = calls_of([trainer])[0]
+    together = watch.handle.crew.placement == PACK
+    assert (after == before) == together
+    assert ("take_seat" in after) == together
+    watch.handle.cancel()
+    watch.until(lambda report: report.outcome == "cancelled")
+    cluster.release(watch.handle)
+
+
+def test_a_killed_worker_is_replaced_wherever_there_is_room(
+    cluster: Cluster, nodes: RayNodes, make_plan: MakePlan
+) -> None:
+    plan = on_home(nodes, make_plan, **LONG_OVER_OBJECTS, shards=4)
+    wanted, points = in_process(plan)
+    watch = Watch(cluster.start(plan, 1, 3))
+    killed = watch.handle.crew.workers[-1]
+    pid = cluster.pids(watch.handle)[killed]
+    watch.until(lambda report: report.progress.step > 20)
+    os.kill(pid, signal.SIGKILL)
+    result = watch.result()
+    assert (result.weights_sha256, result.worker_failures) == (wanted.weights_sha256, 1)
+    assert watch.points == points
+    cluster.release(watch.handle)
+    wait_for(lambda: cluster.capacity().free_worker_slots == sum(SLOTS))
+
+
+def test_a_node_is_lost_with_an_aggregator_and_comes_back(
+    cluster: Cluster, nodes: RayNodes, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    """The attempt ends, for its blocks are gone; the next one goes on from the newest checkpoint, on other nodes."""
+    plan = on_home(
+        nodes,
+        make_plan,
+        **LONG_OVER_OBJECTS,
+        shards=4,
+        checkpoint_folder=str(tmp_path / "checkpoints"),
+        checkpoint_every_seconds=0.2,
+    )
+    wanted, points = in_process(plan)
+    watch = Watch(cluster.start(plan, 1, 6))
+    (node,) = {node_of(name) for name in watch.handle.crew.aggregators} & {node_name(nodes, 2)}
+    watch.until(lambda report: report.progress.step > 30 and list((tmp_path / "checkpoints").glob("step-*")))
+    pids = {name: pid for name, pid in cluster.pids(watch.handle).items() if node_of(name) == node}
+    nodes.nodes[2].kill()
+    with pytest.raises(TrainerLost):
+        watch.result()
+    cluster.kill(watch.handle)
+    wait_for(lambda: gone(pids))
+    wait_for(lambda: cluster.capacity().worker_slots == sum(SLOTS) - 2)
+    again = Watch(cluster.start(plan, 2, 6))
+    result = again.result()
+    assert node not in {node_of(name) for name in again.handle.crew.all}
+    assert result.weights_sha256 == wanted.weights_sha256
+    (resumed,) = [event for event in again.events if event.type == "checkpoint" and "goes on" in event.message]
+    assert resumed.data["step"] > 0
+    assert sorted(set(watch.points) | set(again.points)) == sorted(points)
+    cluster.release(again.handle)
+    nodes.restart(nodes.nodes[2])
+    wait_for(lambda: cluster.capacity().worker_slots == sum(SLOTS), 120)
+
+
+def node_name(nodes: RayNodes, number: int) -> str:
+    """As actors' names have it."""
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return next(str(node["NodeID"])[:8] for node in alive if node["NodeManagerAddress"] == nodes.nodes[number].address)

@@ -39,7 +39,7 @@ class Place:
 
     def nobody(self) -> None:
         """There are no more workers to be had."""
-        self.transport.recruit = lambda: None
+        self.transport.recruit = lambda beside: None
 
     @property
     def names(self) -> list[str]:
@@ -114,7 +114,7 @@ def test_where_no_worker_is_to_be_had_it_is_tried_again_later(site: Any, plan: S
     place.crew.admit(wait=True)
     recruit, asked = place.transport.recruit, []
 
-    def refuse() -> None:
+    def refuse(beside: bool) -> None:
         asked.append(place.now)
 
     place.transport.recruit = refuse

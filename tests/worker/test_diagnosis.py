@@ -152,7 +152,7 @@ def test_objects_see_what_the_oracle_sees(site: Any, each_plan: StepPlan, worker
 @pytest.mark.parametrize("fate", ["before", "after"])
 def test_a_worker_lost_while_it_looks(site: Any, plan: StepPlan, fate: str) -> None:
     place = site(plan, 2)
-    place.workers[0].dies = lambda method, _: fate if method == "diagnose" else ""
+    place.workers[0].dies = lambda method, _: fate if method == "diagnose_parts" else ""
     with closing(place.open()) as exchange:
         assert same(looks(exchange), oracle(plan))
         assert exchange.failures == 1
