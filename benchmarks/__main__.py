@@ -2,8 +2,8 @@
 
 Usage: python -m benchmarks [SECTION ...] [--mnist FOLDER] [--rounds N] [--seconds S] [--clock wall|process]
 
-Sections: engine, distribution, peers, time, queue, mnist, local; all of them, unless some are named. accuracy, a table
-of its own, runs only when it is named.
+Sections: engine, distribution, peers, time, queue, mnist, local, nodes; all of them, unless some are named. accuracy, a
+table of its own, runs only when it is named.
 """
 
 import argparse
@@ -24,6 +24,7 @@ SECTIONS = {
     "queue": "long_queue",
     "mnist": "mnist",
     "local": "local_rounds",
+    "nodes": "nodes",
 }
 # Modules with a `main` that prints a table of its own.
 TABLES = ("accuracy",)

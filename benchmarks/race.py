@@ -69,7 +69,8 @@ class Process:
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self.result.missing = self._hear().get("missing", "")
+        ready = self._hear()
+        self.result.missing, self.steps = ready.get("missing", ""), int(ready.get("steps", 0))  # steps of a turn
 
     def __enter__(self) -> Self:
         return self

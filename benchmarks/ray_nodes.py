@@ -56,9 +56,11 @@ class RayNode:
 class RayNodes:
     """A head and `len(slots) - 1` further nodes, each with so many worker slots. A context manager."""
 
-    def __init__(self, slots: Sequence[int], environ: Mapping[str, str], token: str, folder: Path) -> None:
-        """`folder`: below it lie the nodes' homes and logs."""
-        environment = ray_environment(environ, token) | HEALTH_CHECKS
+    def __init__(
+        self, slots: Sequence[int], environ: Mapping[str, str], token: str, folder: Path, **settings: str
+    ) -> None:
+        """`folder`: below it lie the nodes' homes and logs. `settings`: further variables, of Ray."""
+        environment = ray_environment(environ, token) | HEALTH_CHECKS | settings
         # It is what keeps Ray to 127.0.0.1, and to one node: here every address that is given is loopback.
         del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
         self._slots, self._environment, self._folder = slots, environment, folder

@@ -25,6 +25,7 @@ class OnRay(Contender):
     """A cluster of its own on two CPUs, on loopback alone, in a temporary folder."""
 
     in_other_processes: ClassVar[bool] = True
+    spread: ClassVar[bool] = False  # a worker a node
 
     def prepare(self) -> None:
         # One BLAS thread a process, whatever this one was given.
@@ -54,7 +55,8 @@ class ParameterServer(OnRay):
     def train(self) -> None:
         half = Case(self.case.sizes, self.case.batch // WORKERS)
         data = [self.ray.put(array) for array in (self.features, self.targets)]
-        actor = self.ray.remote(num_cpus=1)(GradientActor)
+        strategy = "SPREAD" if self.spread else "DEFAULT"
+        actor = self.ray.remote(num_cpus=1, scheduling_strategy=strategy)(GradientActor)
         self.workers = [actor.remote(half, *data) for _ in range(WORKERS)]
         self.parameters: Array = self.ray.get(self.workers[0].initial.remote()).copy()  # ours to write
 
@@ -100,7 +102,9 @@ class RayTrain(OnRay):
             train_on_a_worker,
             train_loop_config=config,
             torch_config=TorchConfig(backend="gloo"),
-            scaling_config=ScalingConfig(num_workers=WORKERS, use_gpu=False),
+            scaling_config=ScalingConfig(
+                num_workers=WORKERS, use_gpu=False, placement_strategy="SPREAD" if self.spread else "PACK"
+            ),
             run_config=RunConfig(storage_path=str(folder / "results")),
         )
         self.fitting = threading.Thread(target=trainer.fit, name="fit", daemon=True)

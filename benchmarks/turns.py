@@ -8,11 +8,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import contenders, peers, ray_peers, two_workers
+from benchmarks import contenders, node_contenders, peers, ray_peers, two_workers
 from benchmarks.contenders import Case, Contender, hold_to_threads
 from benchmarks.race import CLOCKS, Options, rows_for
 
-CONTENDERS = contenders.CONTENDERS | peers.PEERS | two_workers.TWO_WORKERS | ray_peers.RAY_PEERS
+CONTENDERS = (
+    contenders.CONTENDERS
+    | peers.PEERS
+    | two_workers.TWO_WORKERS
+    | ray_peers.RAY_PEERS
+    | node_contenders.NODE_CONTENDERS
+)
 
 
 def main(task: str) -> None:

@@ -73,6 +73,10 @@ def slots_needed(wanted: int | str, shards: int, slots: Slots) -> int:
 
 def reason_to_wait(wanted: int | str, shards: int, slots: Slots) -> str:
     """Why a job waits that does not fit, in words for its `status_reason`."""
+    if slots.all == 0:
+        return (
+            "no node of the Ray cluster offers worker_slots: start its nodes with --resources='{\"worker_slots\": 8}'"
+        )
     needed = slots_needed(wanted, shards, slots)
     return "waiting for a free worker slot" if needed == 1 else f"waiting for {needed} free worker slots"
 

@@ -60,6 +60,7 @@ def test_the_first_that_fits_is_next_and_those_before_it_are_told_why_not() -> N
     assert choose([waiting("a", 2), waiting("b", 1)], slots) == Choice("a", {})
     found = choose([waiting("a", 4), waiting("b", 8), waiting("c", 3), waiting("d", 5)], slots)
     assert found == Choice("c", {"a": "waiting for 4 free worker slots", "b": "waiting for 8 free worker slots"})
+    assert "--resources" in choose([waiting("a", 2)], Slots(0, 0, 4)).reasons["a"]  # a cluster that is not prepared
     assert choose([waiting("a", "auto")], Slots(8, 0, 4)) == Choice(None, {"a": "waiting for a free worker slot"})
     assert choose([], slots) == Choice(None, {})
 

@@ -1,0 +1,70 @@
+"""The exchange over nodes: two workers on two nodes of a real Ray cluster, beside Ray Train and a parameter server.
+
+Usage: python -m benchmarks nodes
+
+784-256-128-10, batch 128, plain SGD. Both nodes are on this machine and share its cores with the raylets: what is
+compared is what the exchange costs, not what a network does. The bytes are those that go through the loopback device.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from benchmarks.contenders import Case
+from benchmarks.distribution import WORKERS
+from benchmarks.node_contenders import ADDRESS, NODE_CONTENDERS
+from benchmarks.race import Options, Process, race
+from benchmarks.ray_nodes import RayNodes
+from benchmarks.rows import Row
+from core.network import NetworkSpec, network_graph, parameter_layout
+from service.embedded import new_token, own_environment, ray_environment
+
+CASE = Case((784, 256, 128, 10), 128)
+SLOTS = (4, 4)  # and as many CPUs: all contenders are there at once
+TARGET, MOST_BYTES = 2.0, 1.1
+
+
+def run(results: Path, options: Options) -> list[Row]:
+    """Measure."""
+    token = new_token()
+    with tempfile.TemporaryDirectory(prefix="fallline-nodes-") as folder:
+        with RayNodes(SLOTS, own_environment(), token, Path(folder), RAY_worker_niceness="0") as nodes:
+            ours_env = {name: value for name, value in ray_environment({}, token).items() if name.startswith("RAY_")}
+            os.environ |= ours_env | {ADDRESS: nodes.address}
+            found = {result.name: result for result in race([(name, CASE) for name in NODE_CONTENDERS], options)}
+            bytes_a_step = _bytes_a_step(options)
+    ours, *peers = found.values()
+    rows = []
+    for peer in peers:
+        missing = ours.missing or peer.missing
+        case = f"batch 128, 2 nodes{f' ({missing})' if missing else ''}"
+        rate = 0.0 if ours.missing else ours.rate
+        ratio = None if missing else ours.ratio(peer)
+        rows.append(Row(peer.name, case, rate, None if missing else peer.rate, "examples/s", ratio, TARGET))
+    least = lower_bound(len(SLOTS))
+    ratio = bytes_a_step / least
+    rows.append(Row("bytes a step", "2 nodes", bytes_a_step, least, "bytes", ratio, MOST_BYTES, ceiling=True))
+    return rows
+
+
+def lower_bound(nodes: int) -> float:
+    """Bytes between nodes a step: all gradients but those that are there already, the parameters to all other nodes."""
+    size = parameter_layout(network_graph(NetworkSpec(784, 10, (256, 128)))).size * 4
+    return WORKERS * size * (1 - 1 / nodes) + size * (nodes - 1)
+
+
+def _bytes_a_step(options: Options) -> float:
+    """What goes through the loopback device for a step of ours, all of Ray's own talk included."""
+    with Process("ours over nodes", CASE, options) as process:
+        before = _loopback_bytes()
+        process.turn()
+        steps = process.steps
+        return (_loopback_bytes() - before) / steps
+
+
+def _loopback_bytes() -> int:
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, counts = line.partition(":")
+        if name.strip() == "lo":
+            return int(counts.split()[0])
+    raise OSError("no loopback device")

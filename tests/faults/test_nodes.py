@@ -1,0 +1,160 @@
+"""A service on a cluster that somebody else has started, with a token: its nodes are killed, and no bit differs.
+
+Judged by the invariants alone, never by time. `make faults` makes 50 kills over 10 jobs, `make test` some over one.
+"""
+
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.ray_nodes import RayNode, RayNodes
+from service.embedded import own_environment
+from service.local_service import LocalService
+from service.planning import training_plan
+from service.settings import Settings
+from service.store import Store
+from worker.exchange import InProcessExchange
+from worker.recorder import Recorder
+from worker.trainer import Trainer
+
+from .conftest import LEASE_SECONDS, Watched
+from .kills import PATIENCE_S, summary
+from .picture import Family, JobPicture
+
+pytestmark = pytest.mark.system
+log = logging.getLogger(__name__)
+
+SLOTS = (2, 2, 2, 2)
+SEED = int(os.environ.get("FALLLINE_FAULTS_SEED", "0"))
+ALL, QUICK = (50, 10, 200), (4, 1, 60)  # kills, jobs, epochs of 10 steps
+DELAY_S = 1.5  # a kill comes at a moment drawn evenly from so long after the last one was got over
+TOKEN = "RAY_AUTH_TOKEN"
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
+    folder = tmp_path_factory.mktemp("nodes")
+    with RayNodes(SLOTS, own_environment(), os.environ[TOKEN], folder) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def running(nodes: RayNodes, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """The service, on the head's machine and home; it reads the cluster's token from a file."""
+    token = tmp_path_factory.mktemp("secret") / "token"
+    token.write_text(os.environ[TOKEN])
+    environ = {
+        "FALLLINE_RAY_ADDRESS": nodes.address,
+        "FALLLINE_PLACEMENT": "spread",
+        "FALLLINE_WORKER_SLOTS": str(sum(SLOTS)),
+        "FALLLINE_LEASE_SECONDS": str(LEASE_SECONDS),
+        "RAY_AUTH_TOKEN_PATH": str(token),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(TOKEN)
+        local = LocalService(nodes.nodes[0].home, environ)
+    with local:
+        local.wait_until_ready()
+        watched = Watched(local)
+        watched.family = Family(os.getpid())  # the cluster's processes are none of the service's
+        watched.client.datasets.upload(table, name="points")
+        yield watched
+        watched.client.close()
+
+
+@pytest.fixture(scope="module")
+def spec(all_faults: bool) -> dict[str, Any]:
+    """Two blocks, so that two nodes have aggregators, and the others none."""
+    return {
+        "dataset": "points",
+        "target": "kind",
+        "network": {"hidden": [300, 300], "dropout": 0.1},
+        "training": {
+            "epochs": (ALL if all_faults else QUICK)[2],
+            "batch_size": 96,
+            "early_stopping": None,
+            "checkpoint_every_seconds": 1,
+        },
+        "distribution": {"workers": 4, "shards": 4},
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(running: Watched, spec: dict[str, Any]) -> JobPicture:
+    """What every job of `spec` must come to; on four nodes it comes to what one process does."""
+    job_id = running.submit(spec)
+    running.job(job_id, lambda job: running.step(job) > 0, PATIENCE_S)
+    assert len({home_of(pid) for pid in workers(running)}) == len(SLOTS)
+    running.job(job_id, running.ended, PATIENCE_S)
+    found: JobPicture = running.check(job_id).jobs[job_id]
+    assert found.job["status"] == "succeeded", found.job["error"]
+    assert found.job["result"]["weights_sha256"] == in_one_process(running, job_id)
+    return found
+
+
+def in_one_process(running: Watched, job_id: str) -> str:
+    """The hash that the job's plan leads to without any cluster."""
+    settings = Settings.from_environment({"FALLLINE_HOME": str(running.local.home)})
+    store = Store(settings.database_url)
+    job = store.get_job(job_id)
+    plan = training_plan(job, store.get_dataset(job.dataset_id), settings)
+    store.close()
+    return Trainer(replace(plan, checkpoint_folder=None), Recorder(1), InProcessExchange).run().weights_sha256
+
+
+def workers(running: Watched) -> list[int]:
+    """The pids of all workers."""
+    return sorted(pid for pid, name in running.family.look().items() if "GradientWorker" in name)
+
+
+def home_of(pid: int) -> str:
+    """Of the process's node."""
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return next(pair for pair in pairs if pair.startswith("FALLLINE_HOME="))
+
+
+def kill_one(running: Watched, nodes: RayNodes, draw: random.Random) -> RayNode | None:
+    """A worker's process, or a node but the head, which is returned."""
+    if draw.random() < 0.5:
+        with suppress(ProcessLookupError):
+            os.kill(draw.choice(workers(running)), signal.SIGKILL)
+        return None
+    node = draw.choice(nodes.nodes[1:])
+    node.kill()
+    return node
+
+
+def test_killed_nodes_and_workers_cost_no_bit_and_no_step(
+    running: Watched, nodes: RayNodes, spec: dict[str, Any], undisturbed: JobPicture, all_faults: bool
+) -> None:
+    kills, jobs, _ = ALL if all_faults else QUICK
+    seconds: dict[str, list[float]] = {"node": [], "worker": []}
+    for seed in range(SEED, SEED + jobs):
+        draw, job_id = random.Random(seed), running.submit(spec)
+        for number in range(kills // jobs):
+            job = running.job(job_id, lambda job: running.step(job) > 0 or running.ended(job), PATIENCE_S)
+            time.sleep(draw.uniform(0, DELAY_S))  # the experiment itself: any moment will do
+            before, began = running.step(running.client.jobs.show(job_id)), time.monotonic()
+            node = kill_one(running, nodes, draw)
+            job = running.job(
+                job_id, lambda job, before=before: running.step(job) > before or running.ended(job), PATIENCE_S
+            )
+            what = "worker" if node is None else "node"
+            seconds[what].append(time.monotonic() - began)
+            log.info("seed %d, kill %d: a %s in step %d, %.1f s", seed, number + 1, what, before, seconds[what][-1])
+            if node is not None:
+                nodes.restart(node)
+        running.job(job_id, running.ended, PATIENCE_S)
+        job = running.check(job_id, undisturbed=undisturbed).jobs[job_id].job
+        assert job["status"] == "succeeded", f"seed {seed}: {job['error']}"
+    for what, found in seconds.items():
+        log.info("%s", summary(f"a killed {what}: the next step", found))
