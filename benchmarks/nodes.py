@@ -4,15 +4,18 @@ Usage: python -m benchmarks nodes
 
 784-256-128-10, batch 128, plain SGD. Both nodes are on this machine and share its cores with the raylets: what is
 compared is what the exchange costs, not what a network does. The bytes are those that go through the loopback device.
+The model of many nodes (node_model.py) is drawn into nodes.png, beside a line with its measured parts.
 """
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.contenders import Case
 from benchmarks.distribution import WORKERS
 from benchmarks.node_contenders import ADDRESS, NODE_CONTENDERS
+from benchmarks.node_model import Parts, draw, examples_per_second, measured_calls
 from benchmarks.race import Options, Process, race
 from benchmarks.ray_nodes import RayNodes
 from benchmarks.rows import Row
@@ -22,6 +25,8 @@ from service.embedded import new_token, own_environment, ray_environment
 CASE = Case((784, 256, 128, 10), 128)
 SLOTS = (4, 4)  # and as many CPUs: all contenders are there at once
 TARGET, MOST_BYTES = 2.0, 1.1
+LINKS, LATENCY_S = (1e9, 1e10, 1e11), 50e-6  # bits a second; of a switched network
+LOOPBACK_BYTES_S, SUM_BYTES_S = 2e9, 5e9
 
 
 def run(results: Path, options: Options) -> list[Row]:
@@ -33,6 +38,10 @@ def run(results: Path, options: Options) -> list[Row]:
             os.environ |= ours_env | {ADDRESS: nodes.address}
             found = {result.name: result for result in race([(name, CASE) for name in NODE_CONTENDERS], options)}
             bytes_a_step = _bytes_a_step(options)
+            call_s, hop_s = measured_calls(nodes.address)
+    (alone,) = race([("ours", Case(CASE.sizes, CASE.batch // WORKERS))], options)
+    if not alone.missing:
+        _model(results, CASE.batch / WORKERS / alone.rate, call_s, hop_s)
     ours, *peers = found.values()
     rows = []
     for peer in peers:
@@ -45,6 +54,18 @@ def run(results: Path, options: Options) -> list[Row]:
     ratio = bytes_a_step / least
     rows.append(Row("bytes a step", "2 nodes", bytes_a_step, least, "bytes", ratio, MOST_BYTES, ceiling=True))
     return rows
+
+
+def _model(results: Path, gradient_s: float, call_s: float, hop_s: float) -> None:
+    """Draw it, and say what it predicts for the two nodes that were measured, whose link is this machine's memory."""
+    layout = parameter_layout(network_graph(NetworkSpec(784, 10, (256, 128))))
+    rows, blocks = CASE.batch // WORKERS, len(layout.blocks)
+    parts = Parts(gradient_s, rows, call_s, hop_s, SUM_BYTES_S, layout.size, blocks, LOOPBACK_BYTES_S, 0.0)
+    results.mkdir(parents=True, exist_ok=True)
+    draw(results / "nodes.png", replace(parts, latency_s=LATENCY_S), LINKS)
+    predicted = examples_per_second(parts, len(SLOTS), "sync")
+    print(f"a call {1e3 * call_s:.2f} ms, a hop {1e3 * hop_s:.2f} ms, a gradient {1e3 * gradient_s:.2f} ms")
+    print(f"the model says {predicted:,.0f} examples/s on {len(SLOTS)} nodes", flush=True)
 
 
 def lower_bound(nodes: int) -> float:
