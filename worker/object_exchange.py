@@ -29,6 +29,7 @@ from worker.sampling import deal
 Array = NDArray[Any]
 AHEAD = 16
 SILENCE_S = 10.0
+SHARE_BYTES = 4 * 1024**2  # 3 ms at 10 Gbit/s: below that, what a second call a step costs is more than a share saves
 
 
 class ObjectExchange:
@@ -43,11 +44,10 @@ class ObjectExchange:
         transport: Transport,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Of `aggregators`, as many are used as there are blocks, or one where the plan limits units' norms."""
+        """Of `aggregators`, no more are used than it takes (`shares_for`)."""
         self._plan, self._transport, self._clock, self._crew = plan, transport, clock, crew
-        blocks = 1 if plan.optimizer.max_norm is not None else _blocks(plan)
-        self._aggregators = list(aggregators[:blocks])
-        count = len(self._aggregators)
+        count = min(shares_for(plan), len(aggregators))
+        self._aggregators = list(aggregators[:count])
         # The reference to each aggregator's part.
         self._parameters = [each.call("begin", plan, seed, k, count) for k, each in enumerate(self._aggregators)]
         self._committed = 0
@@ -207,5 +207,13 @@ class ObjectExchange:
         return [(worker, shards) for worker, shards in dealt if shards]
 
 
-def _blocks(plan: StepPlan) -> int:
-    return len(parameter_layout(network_graph(plan.network)).blocks)
+def shares_for(plan: StepPlan) -> int:
+    """So many aggregators that none has more than SHARE_BYTES of gradients a step, as far as there are blocks.
+
+    One where the plan limits units' norms, which go across blocks.
+    """
+    if plan.optimizer.max_norm is not None:
+        return 1
+    layout = parameter_layout(network_graph(plan.network))
+    gradients = plan.shards * layout.size * np.dtype(plan.network.dtype).itemsize
+    return min(len(layout.blocks), -(-gradients // SHARE_BYTES))

@@ -73,11 +73,11 @@ def running(nodes: RayNodes, table: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def spec(all_faults: bool) -> dict[str, Any]:
-    """Two blocks, so that two nodes have aggregators, and the others none."""
+    """6 MB of gradients a step, so that two nodes have an aggregator that is used, and the others none."""
     return {
         "dataset": "points",
         "target": "kind",
-        "network": {"hidden": [300, 300], "dropout": 0.1},
+        "network": {"hidden": [600, 600], "dropout": 0.1},
         "training": {
             "epochs": (ALL if all_faults else QUICK)[2],
             "batch_size": 96,

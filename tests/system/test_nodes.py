@@ -54,8 +54,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": OptimizerSpec("sgd", 0.05)},
     "adamw, clipped": {"optimizer": OptimizerSpec("adamw", 0.01, weight_decay=0.01, clip_norm=0.5)},
     "dropout": {"network": NetworkSpec(1, 1, (24, 12), dropout=0.2)},
-    # Three blocks, and so as many aggregators at most.
-    "wide": {"network": NetworkSpec(1, 1, (400, 400), dropout=0.2), "epochs": 1},
+    # 12 MB of gradients a step: three aggregators, where there are as many nodes.
+    "wide": {"network": NetworkSpec(1, 1, (700, 700), dropout=0.2), "epochs": 1},
 }
 
 
@@ -133,6 +133,9 @@ def test_a_killed_worker_is_replaced_wherever_there_is_room(
     wait_for(lambda: cluster.capacity().free_worker_slots == sum(SLOTS))
 
 
+WIDE = {"network": NetworkSpec(1, 1, (700, 700))}
+
+
 def test_a_node_is_lost_with_an_aggregator_and_comes_back(
     cluster: Cluster, nodes: RayNodes, make_plan: MakePlan, tmp_path: Path
 ) -> None:
@@ -140,17 +143,20 @@ def test_a_node_is_lost_with_an_aggregator_and_comes_back(
     plan = on_home(
         nodes,
         make_plan,
-        **LONG_OVER_OBJECTS,
-        shards=4,
+        **WIDE,
+        batch_size=16,
+        epochs=12,
+        shards=6,
         checkpoint_folder=str(tmp_path / "checkpoints"),
         checkpoint_every_seconds=0.2,
     )
     wanted, points = in_process(plan)
     watch = Watch(cluster.start(plan, 1, 6))
-    (node,) = {node_of(name) for name in watch.handle.crew.aggregators} & {node_name(nodes, 2)}
+    node = node_of(watch.handle.crew.aggregators[1])
+    number = next(k for k in range(len(SLOTS)) if node_name(nodes, k) == node)
     watch.until(lambda report: report.progress.step > 30 and list((tmp_path / "checkpoints").glob("step-*")))
     pids = {name: pid for name, pid in cluster.pids(watch.handle).items() if node_of(name) == node}
-    nodes.nodes[2].kill()
+    nodes.nodes[number].kill()
     with pytest.raises(TrainerLost):
         watch.result()
     cluster.kill(watch.handle)
@@ -164,7 +170,7 @@ def test_a_node_is_lost_with_an_aggregator_and_comes_back(
     assert resumed.data["step"] > 0
     assert sorted(set(watch.points) | set(again.points)) == sorted(points)
     cluster.release(again.handle)
-    nodes.restart(nodes.nodes[2])
+    nodes.restart(nodes.nodes[number])
     wait_for(lambda: cluster.capacity().worker_slots == sum(SLOTS), 120)
 
 

@@ -26,8 +26,9 @@ OPTIMIZERS = {
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small that the tests' networks have many."""
+    """So small that the tests' networks have many, and each as much as an aggregator is to have."""
     monkeypatch.setattr("core.parameters.BLOCK", 64)
+    monkeypatch.setattr("worker.object_exchange.SHARE_BYTES", 64 * 4 * 3)
 
 
 @pytest.fixture(params=OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -129,6 +130,17 @@ def test_a_limit_of_units_norms_has_one_aggregator(site: Any, plan: StepPlan) ->
     exchange.run_steps(STEPS)
     assert weights_sha256(exchange.parameters()) == undisturbed(limited)[0]
     assert place.aggregators[1].calls == []
+
+
+@pytest.mark.parametrize(("bytes_a_share", "used"), [(10**6, 1), (3000, 2), (1, 3)])
+def test_no_more_take_part_than_it_takes(
+    site: Any, plan: StepPlan, monkeypatch: pytest.MonkeyPatch, bytes_a_share: int, used: int
+) -> None:
+    """472 numbers, so 5,664 bytes of gradients of three shards."""
+    monkeypatch.setattr("worker.object_exchange.SHARE_BYTES", bytes_a_share)
+    place = site(plan, 2, shares=3)
+    place.open().run_steps(1)
+    assert [len(each.calls) > 0 for each in place.aggregators] == [k < used for k in range(3)]
 
 
 @pytest.mark.parametrize("method", ["reduce", "commit"])
