@@ -33,6 +33,8 @@ logging.getLogger("httpx").setLevel(logging.WARNING)  # seeds and figures are no
 class Watched(Service):
     """A service whose jobs and processes are known from the start, so that none can be lost unseen."""
 
+    worker_slots = WORKER_SLOTS
+
     def __init__(self, local: LocalService) -> None:
         super().__init__(local)
         self.family = Family(self.supervisor)
@@ -108,7 +110,7 @@ class Watched(Service):
 
     def check(self, *job_ids: str, undisturbed: JobPicture | None = None) -> Picture:
         """All invariants, with all that is known of these jobs."""
-        return check(lambda: take(self, self.family, self.acknowledged, job_ids, WORKER_SLOTS), undisturbed)
+        return check(lambda: take(self, self.family, self.acknowledged, job_ids, self.worker_slots), undisturbed)
 
     def succeeded(self, job_id: str, undisturbed: JobPicture) -> Job:
         """The job, at its end, which nothing tells from the undisturbed one's."""

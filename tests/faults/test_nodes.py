@@ -65,6 +65,7 @@ def running(nodes: RayNodes, table: Path, tmp_path_factory: pytest.TempPathFacto
     with local:
         local.wait_until_ready()
         watched = Watched(local)
+        watched.worker_slots = sum(SLOTS)
         watched.family = Family(os.getpid())  # the cluster's processes are none of the service's
         watched.client.datasets.upload(table, name="points")
         yield watched
