@@ -18,11 +18,11 @@ from benchmarks.ray_nodes import RayNodes
 from core.network import NetworkSpec
 from core.optimizers import OptimizerSpec
 from service.embedded import own_environment
-from worker.cluster import Cluster
+from worker.cluster import ACTORS, Cluster
 from worker.errors import TrainerLost
 from worker.placement import PACK, SPREAD
 from worker.plan import TrainingPlan
-from worker.pool import node_of
+from worker.pool import WORKER, kind_of, node_of
 
 from .test_cluster import LONG, LONG_OVER_OBJECTS, Watch, calls_of, gone, in_process, wait_for
 
@@ -42,12 +42,19 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
 
 @pytest.fixture(params=[PACK, SPREAD])
 def cluster(request: pytest.FixtureRequest, nodes: RayNodes) -> Iterator[Cluster]:
+    """All slots have a worker that waits: a job does not wait long for one that is still starting."""
     joined = Cluster(nodes.address, 60.0, placement=request.param)
-    wait_for(lambda: joined.capacity().worker_slots == sum(SLOTS), 60)
+    wait_for(lambda: joined.capacity().worker_slots == sum(SLOTS), 120)
+    joined.warm(1, sum(SLOTS))
+    wait_for(lambda: len(ACTORS.holders(workers(), 1.0)) == sum(SLOTS), 120)
     yield joined
     for handle in joined.running():
         joined.kill(handle)
     joined.close()
+
+
+def workers() -> list[str]:
+    return [name for name in ACTORS.names() if kind_of(name) == WORKER]
 
 
 JOBS: dict[str, dict[str, Any]] = {
