@@ -6,6 +6,7 @@ Real processes, with pids of their own, to be killed.
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -20,12 +21,17 @@ from worker.plan import ShardReport
 
 Array = NDArray[Any]
 SLOWNESS = 4
+ORPHANED_LOOK_S = 1.0
 _FORK = multiprocessing.get_context("fork")
 
 
-def _serve(connection: Connection, kind: type) -> None:
+def _serve(connection: Connection, kind: type, parent: int) -> None:
     worker = kind()
     while True:
+        # A killed parent leaves no end of file: workers that were forked later hold its end of the pipe, too.
+        while not connection.poll(ORPHANED_LOOK_S):
+            if os.getppid() != parent:
+                return
         try:
             number, method, arguments = connection.recv()
         except EOFError:
@@ -52,7 +58,7 @@ class Process:
     def __init__(self, name: str, kind: type) -> None:
         self.name = name
         self.connection, theirs = _FORK.Pipe()
-        self.process: BaseProcess = _FORK.Process(target=_serve, args=(theirs, kind), daemon=True)
+        self.process: BaseProcess = _FORK.Process(target=_serve, args=(theirs, kind, os.getpid()), daemon=True)
         self.process.start()
         theirs.close()
         self.answers: dict[int, tuple[bool, Any]] = {}

@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from service import disk
+
 TEMPORARY = ".partial-"
 ABANDONED_SECONDS = 3600.0
 
@@ -83,6 +85,17 @@ class ArtifactStore:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return sha256
+
+    def put_if_room(self, files: Mapping[str, bytes]) -> str | None:
+        """Like `put`; None, and nothing is kept, where the disk has no room for them."""
+        if disk.look([self.root])[self.root].free < sum(map(len, files.values())):
+            return None  # seen without writing it all: who waits for room asks often
+        try:
+            return self.put(files)
+        except OSError as error:
+            if disk.is_full(error):
+                return None
+            raise
 
     def folder(self, sha256: str) -> Path:
         """The artifact's folder, for reading. Raises `ArtifactError` when it is missing; its files are not checked."""

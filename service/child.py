@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from service import launcher
+from service import disk, launcher
 from service.embedded import Command
 
 LOG_BYTES = 10 * 1024**2
@@ -63,8 +63,15 @@ class Child:
 def trim_log(log: Path, limit: int = LOG_BYTES) -> None:
     """Keeps a log that is being written below `limit` bytes: its content moves to `<name>.1`, in the place of the last.
 
-    The writers append (O_APPEND), so they go on at the new end. A line that comes during the copy may be lost.
+    The writers append (O_APPEND), so they go on at the new end. A line that comes during the copy may be lost; where
+    the disk has no room for a copy, all is.
     """
     if log.exists() and log.stat().st_size > limit:
-        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        older = log.with_name(f"{log.name}.1")
+        try:
+            shutil.copyfile(log, older)
+        except OSError as error:
+            if not disk.is_full(error):
+                raise
+            older.unlink(missing_ok=True)
         os.truncate(log, 0)

@@ -15,11 +15,12 @@ import time
 from types import FrameType
 
 from service.artifacts import ArtifactStore
-from service.errors import LeadLost, StoreUnavailable
+from service.disk import DiskWatch
+from service.errors import LeadLost, StoreFull
 from service.job_keeper import JobKeeper
 from service.lead import Lead
 from service.migrate import migrate
-from service.parts import LEAD_LOST, RAY_LOST, Part, last_sign, run_folder, write_parts
+from service.parts import LEAD_LOST, RAY_LOST, STORE_FULL, Part, last_sign, run_folder, write_parts
 from service.ports import listens
 from service.process_identity import identity
 from service.publisher import MlflowServer, Publisher
@@ -50,6 +51,7 @@ class Controller:
         self.lead = Lead(self.store, identity(), settings.lease_seconds)
         self.led = self.store.led_by(self.lead.owner)  # what is written here must not come late
         self.publisher = Publisher(self.led, self.artifacts, self._connect_mlflow, lambda: self.lead.is_held)
+        self.disks = DiskWatch(settings.written, settings.disk_reserve_bytes)
         self.stopping = threading.Event()
         self.began = time.time()
         self.ray = Part("starting", self.began, f"joining {settings.ray_address}")
@@ -70,7 +72,7 @@ class Controller:
                 if not self.publisher.is_alive():
                     log.error("the publisher has ended; its error stands above")
                     return BUG
-                self._turn(keeper)
+                keeper.turn()
             if keeper is not None:
                 keeper.save()
         except ClusterLost as error:
@@ -79,14 +81,10 @@ class Controller:
         except LeadLost as error:
             log.warning("%s", error)
             return LEAD_LOST
+        except StoreFull as error:  # at the start; later ones are sat out
+            log.error("%s", error)
+            return STORE_FULL
         return 0
-
-    def _turn(self, keeper: JobKeeper) -> None:
-        """A store that is locked for long, or does not answer, is sat out: trainers work on meanwhile."""
-        try:
-            keeper.turn()
-        except StoreUnavailable as error:
-            log.warning("%s", error)
 
     def _take_lead(self) -> bool:
         """Stands by until no other controller works; False: asked to stop meanwhile.
@@ -139,7 +137,7 @@ class Controller:
                 raise ClusterLost(f"nothing listens on {address}")
         cluster = Cluster(address, self.settings.trainer_orphan_seconds)
         self._handle_signals()  # again: joining puts handlers of Ray's in their place
-        keeper = JobKeeper(self.led, cluster, self.artifacts, self.settings, self.lead)
+        keeper = JobKeeper(self.led, cluster, self.artifacts, self.settings, self.lead, self.disks)
         keeper.adopt()
         self.ray = Part("up", time.time())
         log.info("joined %s", address)

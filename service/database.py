@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, Row, create_engine, event, exc, select, update
 from sqlalchemy.engine import make_url
 
-from service.errors import StoreUnavailable
+from service.errors import StoreFull, StoreUnavailable
 from service.tables import counters
 
 BUSY_SECONDS = 30.0  # the patience of who has nothing better to do than to wait
@@ -26,7 +26,7 @@ def wal_is_safe(version: tuple[int, ...]) -> bool:
 
 class Database:
     """Transactions on `url`. Safe for several threads and processes. Both kinds raise StoreUnavailable when the store
-    has been locked by others for `busy_seconds`, or does not answer."""
+    has been locked by others for `busy_seconds`, or does not answer; StoreFull where its disk has no room."""
 
     def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS) -> None:
         self.url, self.busy_seconds = url, busy_seconds
@@ -42,13 +42,13 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent view."""
-        with _outages(), self.engine.connect() as connection, connection.begin():
+        with self._outages(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction, which no other writer comes between; rolled back when the block raises."""
-        with _outages(), self._in_turn(), self.engine.connect() as connection:
+        with self._outages(), self._in_turn(), self.engine.connect() as connection:
             connection = connection.execution_options(fallline_writes=True)
             with connection.begin():
                 self._guard(connection)
@@ -74,6 +74,21 @@ class Database:
         found._guard = guard
         return found
 
+    @contextmanager
+    def _outages(self) -> Iterator[None]:
+        """Tells an outage from a mistake in a statement."""
+        try:
+            yield
+        except exc.TimeoutError as error:  # every connection is taken, by transactions that wait themselves
+            raise StoreUnavailable("too many transactions wait for it") from error
+        except exc.OperationalError as error:
+            code = getattr(error.orig, "sqlite_errorcode", None)
+            if code == sqlite3.SQLITE_ERROR:
+                raise
+            if code == sqlite3.SQLITE_FULL:
+                raise StoreFull(make_url(self.url).database or self.url) from error
+            raise StoreUnavailable(str(error.orig)) from error
+
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
@@ -85,19 +100,6 @@ class Database:
         connection.execute(f"PRAGMA journal_mode = {journal}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-
-
-@contextmanager
-def _outages() -> Iterator[None]:
-    """Tells an outage from a mistake in a statement."""
-    try:
-        yield
-    except exc.TimeoutError as error:  # every connection is taken, by transactions that wait themselves
-        raise StoreUnavailable("too many transactions wait for it") from error
-    except exc.OperationalError as error:
-        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
-            raise
-        raise StoreUnavailable(str(error.orig)) from error
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from service import disk
 from service.client import FallLine, FallLineError, find_url
 from service.database import wal_is_safe
 from service.errors import SettingsError
@@ -39,7 +40,7 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
     found.append(Finding("settings", True, f"from the environment: {', '.join(given)}" if given else "all defaults"))
     journal = "WAL" if wal_is_safe(sqlite3.sqlite_version_info) else "a rollback journal (its WAL mode can corrupt)"
     found.append(Finding("SQLite", True, f"{sqlite3.sqlite_version}, with {journal}"))
-    found += [_home(settings.home), _room("disk", settings.home, LEAST_FREE_BYTES)]
+    found += [_home(settings.home), _room("disk", settings.home, LEAST_FREE_BYTES), _reserve(settings)]
     found.append(_room("shared memory", Path("/dev/shm"), LEAST_SHARED_BYTES))
     found.append(_service(find_url(environ)))
     return found
@@ -58,6 +59,14 @@ def _room(what: str, path: Path, least: int) -> Finding:
         path = path.parent
     free = shutil.disk_usage(path).free
     return Finding(what, free >= least, f"{free / 2**30:.1f} GiB free at {path}; at least {least / 2**30:.1f} GiB")
+
+
+def _reserve(settings: Settings) -> Finding:
+    """With less than it the service pauses its jobs."""
+    disks = set(disk.look(settings.written).values())
+    short = disk.shortage(disks, settings.disk_reserve_bytes, None)
+    kept = (f"{disk.in_mb(each.reserve(settings.disk_reserve_bytes))} at {each.folder}" for each in disks)
+    return Finding("disk reserve", short is None, short or f"jobs run while more than this is free: {', '.join(kept)}")
 
 
 def _service(url: str) -> Finding:

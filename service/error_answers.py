@@ -18,6 +18,7 @@ from service.errors import (
     KeyReused,
     NotFound,
     QueueFull,
+    StoreFull,
     StoreUnavailable,
 )
 from service.schemas import path_of
@@ -66,6 +67,10 @@ def install(app: FastAPI) -> None:
         log.warning("%s %s: %s", request.method, request.url.path, error)
         headers = {"Retry-After": str(STORE_RETRY_SECONDS)}
         return error_answer(503, "store_unavailable", f"{error}; try again later", headers=headers)
+
+    @app.exception_handler(StoreFull)
+    def _disk(_: Request, error: StoreFull) -> Answer:
+        return error_answer(507, "disk_full", str(error))
 
     @app.exception_handler(Conflict)
     def _conflict(_: Request, error: Conflict) -> Answer:

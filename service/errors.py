@@ -5,7 +5,8 @@ ServiceError
  ├─ ApiError             an answer with a status and a code: what routes raise
  │   └─ SpecError        a field of a job spec that cannot be used (422)
  └─ StoreError           the store says no
-     ├─ StoreUnavailable nothing, at the moment: it is locked, full, or does not answer
+     ├─ StoreUnavailable it is locked, or does not answer, at the moment
+     │   └─ StoreFull    its disk is full: nothing was written
      ├─ NotFound         no such dataset, job, model or version
      ├─ LeaseLost        the job belongs to another controller by now: stop working on it
      ├─ LeadLost         another controller works by now: end
@@ -70,7 +71,7 @@ class StoreError(ServiceError):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be read or written now, for `reason`; what was to be written is not. It may pass."""
+    """The store cannot be read or written now, for `reason`. It may pass."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -78,6 +79,17 @@ class StoreUnavailable(StoreError):
 
     def __str__(self) -> str:
         return f"the store cannot be used at the moment: {self.reason}"
+
+
+class StoreFull(StoreUnavailable):
+    """The disk of the store at `place` is full: nothing was written, and what is there can be read."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
+
+    def __str__(self) -> str:
+        return f"the disk of the store is full, so nothing can be recorded: free some space at {self.place}"
 
 
 class NotFound(StoreError):

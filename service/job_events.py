@@ -1,7 +1,8 @@
 """What happens to a job, and what is to be done then: the words that `service.job_state` puts together.
 
 Events come from users (Cancel, Pause, Resume) and from controllers, which look at their jobs again and again. Each
-brings the time, `at`, in Unix seconds; those that need the job's lease bring its `epoch`.
+brings the time, `at`, in Unix seconds; those that need the job's lease bring its `epoch`; a look at the job brings the
+`shortage` of room on the disks, in words, where there is one.
 """
 
 from dataclasses import dataclass
@@ -65,11 +66,19 @@ class TakeOver:
 
 
 @dataclass(frozen=True)
+class RoomAgain:
+    """The disks have room again: no shortage is left to wait for."""
+
+    at: float
+
+
+@dataclass(frozen=True)
 class TrainerMissing:
     """Its controller looked, and no trainer works for it."""
 
     at: float
     epoch: int
+    shortage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class TrainerRuns:
 
     at: float
     epoch: int
+    shortage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ Event = (
     | Claim
     | Renew
     | TakeOver
+    | RoomAgain
     | TrainerMissing
     | TrainerRuns
     | TrainerEnded

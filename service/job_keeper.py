@@ -12,10 +12,14 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from service import reconcile, reports
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import disk, reconcile, reports
 from service.artifacts import ArtifactStore
+from service.disk import DiskWatch
 from service.errors import LeadLost, LeaseLost, StoreUnavailable
 from service.job_events import Do, Effect, End, Event, TrainerEnded, TrainerLost, TrainerMissing, TrainerRuns
 from service.job_state import FAILED, SUCCEEDED, state_of, step
@@ -53,7 +57,7 @@ class Held:
 
 class JobKeeper:
     """One controller's jobs. Raises `ClusterLost` when Ray is gone, `LeadLost` when another controller has taken over:
-    the process should end then. After `StoreUnavailable` the next turn goes on where this one broke off."""
+    the process should end then."""
 
     def __init__(
         self,
@@ -62,15 +66,18 @@ class JobKeeper:
         artifacts: ArtifactStore,
         settings: Settings,
         lead: Lead,
+        disks: DiskWatch,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.cluster, self.artifacts, self.settings, self.lead = store, cluster, artifacts, settings, lead
-        self._clock, self._wall_clock = clock, wall_clock
+        self.disks, self._clock, self._wall_clock = disks, clock, wall_clock
         self.held: dict[str, Held] = {}
         self.waiting: set[str] = set()  # ours, without a trainer: to be started as soon as there are slots
         self.losses: Counter[str] = Counter()
         self._unfit_since: dict[str, float] = {}  # queued jobs that did not fit when it was their turn
+        self._shortage: str | None = None  # of room on the disks, as this turn has seen it
+        self._told_of_room = False  # the jobs that wait for it
         self._renewed_at = clock()
         self._broke_off = False
         self._claimed_at, self._claimed_number = -CLAIM_SECONDS, -1
@@ -94,12 +101,27 @@ class JobKeeper:
         self.waiting -= self.held.keys()
 
     def turn(self) -> None:
-        """One look at every job, then claims while there is room."""
+        """One look at every job, then claims while there is room.
+
+        A store that is full, locked for long or away takes nothing: what is to be written waits, and so does whatever
+        would follow from it; the next turn goes on where this one broke off. Trainers are asked all the same, for one
+        that nobody asks ends; what they say, they say again.
+        """
+        try:
+            self._turn()
+        except StoreUnavailable as error:
+            log.warning("%s; trainers go on meanwhile", error)
+            for held in list(self.held.values()):
+                with suppress(errors.TrainerLost):  # the next turn that may write finds it, and says so
+                    held.handle.poll(held.acknowledged)
+
+    def _turn(self) -> None:
         if self._broke_off:  # the store may have written what it gave no answer to
             for held in self.held.values():
                 held.acknowledged = self._heard(held.handle)
         self._broke_off = True
         self.lead.hold()
+        self._look_at_disk()
         jobs = {job.id: job for job in self.store.leased_jobs(self.lead.owner)}
         self._renew(jobs)
         for job_id in self.held.keys() - jobs.keys():
@@ -110,6 +132,13 @@ class JobKeeper:
                 self._guarded(job, self._look)
         self._claim()
         self._broke_off = False
+
+    def _look_at_disk(self) -> None:
+        """Jobs that wait for room go on as soon as there is some; that it lacks is for `_look` and `_next` to say."""
+        self._shortage = self.disks.shortage()
+        if self._shortage is None and not self._told_of_room:
+            self.store.room_again()
+        self._told_of_room = self._shortage is None
 
     def save(self) -> None:
         """Has every job write a checkpoint, at the end of this process: Ray may be about to end, too."""
@@ -132,7 +161,7 @@ class JobKeeper:
         except errors.TrainerLost as error:
             why = str(error)
             self._guarded(job, lambda job: self._lost(job, why))
-        except (ClusterLost, LeadLost, StoreUnavailable):
+        except (ClusterLost, LeadLost, StoreUnavailable, SQLAlchemyError):
             raise
         except Exception as error:
             number = uuid.uuid4().hex[:12]
@@ -167,10 +196,10 @@ class JobKeeper:
     def _look(self, job: JobRecord) -> None:
         held, now = self.held.get(job.id), self._clock()
         if held is None:
-            self._happened(job, TrainerMissing(self._wall_clock(), job.lease_epoch))
+            self._happened(job, TrainerMissing(self._wall_clock(), job.lease_epoch, self._shortage))
         elif now - held.asked_at >= ASK_SECONDS:
             held.asked_at = now
-            self._happened(job, TrainerRuns(self._wall_clock(), job.lease_epoch))
+            self._happened(job, TrainerRuns(self._wall_clock(), job.lease_epoch, self._shortage))
             self._ask(job, held)
 
     def _start(self, job: JobRecord) -> None:
@@ -221,10 +250,20 @@ class JobKeeper:
         held.acknowledged = reports.last_number(report)
 
     def _succeed(self, job: JobRecord, report: TrainerReport) -> None:
-        """Keeps the model's files, then says so: from here on the job is the publisher's."""
+        """Keeps the model's files, then says so: from here on the job is the publisher's. Its trainer keeps them until
+        then, so that they can wait for room on the disk."""
         result = report.result
         assert result is not None
-        sha256 = self.artifacts.put(result.files)
+        if job.cancel_requested:
+            self._happened(job, TrainerEnded(self._wall_clock(), job.lease_epoch, SUCCEEDED))
+            return
+        sha256 = self.artifacts.put_if_room(result.files)
+        if sha256 is None:
+            size = disk.in_mb(sum(map(len, result.files.values())))
+            reason = f"{disk.WAITING} at {self.artifacts.root}: the trained network takes {size}"
+            if job.status_reason != reason:
+                self.store.set_status_reason(job.id, job.lease_epoch, reason)
+            return
         metadata = reports.model_metadata_of(result)
         _, effects = self.store.set_result(job.id, job.lease_epoch, reports.result_of(result), sha256, metadata)
         self._carry_out(job, effects)
@@ -288,8 +327,9 @@ class JobKeeper:
         if not reconcile.may_claim(running, self.settings.max_running_jobs, len(self.waiting)):
             return None
         queue = {job.id: job for job in self.store.queued_jobs(LOOK_AHEAD)}
-        choice = reconcile.choose([self._candidate(job, now) for job in queue.values()], slots)
-        self._unfit_since = {id: self._unfit_since.get(id, now) for id in choice.reasons}
+        choice = reconcile.choose([self._candidate(job, now) for job in queue.values()], slots, self._shortage)
+        if self._shortage is None:
+            self._unfit_since = {id: self._unfit_since.get(id, now) for id in choice.reasons}
         for job_id, reason in choice.reasons.items():
             if queue[job_id].status_reason != reason:
                 self.store.explain_wait(job_id, reason)

@@ -4,11 +4,14 @@
     queued ──Pause──▶ paused ──Resume──▶ queued
     running ──Pause, then TrainerEnded──▶ paused
     running ──Claim, once the lease has run out──▶ running, under the next epoch
+    running ──a look that finds no room on the disk, then TrainerEnded──▶ paused ──RoomAgain──▶ queued
     any of the three ──Cancel──▶ cancelled; from running by way of TrainerEnded
 
 - Six statuses, the last three final. What users intend is a flag (`cancel_requested`, `pause_requested`) for as long as
   a trainer works; where none does, it is done at once. Scale changes `workers_requested` alone, before the job is
   trained.
+- A job that the service itself pauses, for want of room on a disk, `waits_for_disk`; it holds the reason. RoomAgain
+  resumes no other. A user who pauses it makes that pause the user's own; one who resumes it changes nothing.
 - A running job belongs to the controller whose lease it is under. Each claim raises the lease's epoch; an event that
   carries an older one is refused with LeaseLost, so that a controller that was stopped for long changes nothing more.
 - A running job trains (`trained` is false), then its model is registered: from `registering` on, MLflow may hold its
@@ -35,6 +38,7 @@ from service.job_events import (
     RegistrationBegins,
     Renew,
     Resume,
+    RoomAgain,
     Scale,
     TakeOver,
     Tell,
@@ -92,6 +96,7 @@ class JobState:
     finished_at: float | None = None
     error: Json | None = None
     workers_requested: int | None = None  # None: as its spec has it
+    waits_for_disk: str | None = None  # why the service has it pause, and resumes it by itself
 
 
 Step = tuple[JobState, tuple[Effect, ...]]
@@ -118,10 +123,12 @@ def step(state: JobState, event: Event) -> Step:
             return (replace(state, lease_expires_at=event.at + event.seconds) if ours else state), ()
         case TakeOver():
             return (_without_lease(state) if state.status == RUNNING else state), ()
+        case RoomAgain():
+            return _room_again(state)
         case TrainerMissing():
             return _trainer_missing(_held(state, event.epoch), event)
         case TrainerRuns():
-            return _trainer_runs(_held(state, event.epoch))
+            return _trainer_runs(_held(state, event.epoch), event)
         case TrainerEnded():
             return _trainer_ended(_held(state, event.epoch), event)
         case TrainerLost():
@@ -163,6 +170,9 @@ def _cancel(state: JobState, event: Cancel) -> Step:
 
 
 def _pause(state: JobState, event: Pause) -> Step:
+    if state.status == PAUSED and state.waits_for_disk is not None:
+        told = _log("asked to pause: it will not go on by itself", {"pause_requested": True})
+        return replace(state, waits_for_disk=None), (told,)
     if state.status == PAUSED or (state.status == RUNNING and state.pause_requested):
         return state, ()
     if state.status == QUEUED:
@@ -174,7 +184,7 @@ def _pause(state: JobState, event: Pause) -> Step:
 
 
 def _resume(state: JobState) -> Step:
-    if state.status == PAUSED:
+    if state.status == PAUSED and state.waits_for_disk is None:
         return _move(state, QUEUED, None, "resumed")
     if state.status in FINAL:
         raise InvalidTransition(state.id, state.status, "resumed")
@@ -206,24 +216,37 @@ def _claim(state: JobState, event: Claim) -> Step:
     return _move(taken, RUNNING, event.at, "started") if state.status == QUEUED else (taken, ())
 
 
+def _room_again(state: JobState) -> Step:
+    if state.status != PAUSED or state.waits_for_disk is None:
+        return state, ()
+    return _move(state, QUEUED, None, "resumed: the disk has room again")
+
+
 def _trainer_missing(state: JobState, event: TrainerMissing) -> Step:
     if state.trained:
         return state, ()
     if state.cancel_requested:
         return _move(state, CANCELLED, event.at, CANCELLED)
-    if state.pause_requested:
-        return _move(state, PAUSED, event.at, PAUSED)
-    return state, (Do.START,)
+    if state.pause_requested or event.shortage is not None:
+        return _paused(replace(state, waits_for_disk=event.shortage), event.at)
+    return replace(state, waits_for_disk=None), (Do.START,)
 
 
-def _trainer_runs(state: JobState) -> Step:
+def _trainer_runs(state: JobState, event: TrainerRuns) -> Step:
     if state.trained:
         return state, (Do.RELEASE,)
     if state.cancel_requested:
         return state, (Do.CANCEL,)
     if state.pause_requested:
         return state, (Do.PAUSE,)
-    return state, () if state.workers_requested is None else (Do.SCALE,)
+    if event.shortage is not None:
+        asked = replace(state, waits_for_disk=state.waits_for_disk or event.shortage)
+        told = () if asked == state else (_warning(event.shortage, {"status_reason": event.shortage}),)
+        return asked, (*told, Do.PAUSE)
+    scaled = () if state.workers_requested is None else (Do.SCALE,)
+    if state.waits_for_disk is not None:  # its trainer may pause all the same: then it is started again
+        return replace(state, waits_for_disk=None), (_log("the disk has room again: it need not pause", {}), *scaled)
+    return state, scaled
 
 
 def _trainer_ended(state: JobState, event: TrainerEnded) -> Step:
@@ -235,9 +258,9 @@ def _trainer_ended(state: JobState, event: TrainerEnded) -> Step:
     if state.cancel_requested:
         return _then(_move(state, CANCELLED, event.at, CANCELLED), Do.RELEASE)
     if event.outcome == SUCCEEDED:
-        return replace(state, trained=True, pause_requested=False), (Do.RELEASE,)
-    if event.outcome == PAUSED and state.pause_requested:
-        return _then(_move(state, PAUSED, event.at, PAUSED), Do.RELEASE)
+        return replace(state, trained=True, pause_requested=False, waits_for_disk=None), (Do.RELEASE,)
+    if event.outcome == PAUSED and (state.pause_requested or state.waits_for_disk is not None):
+        return _then(_paused(state, event.at), Do.RELEASE)
     return _without_lease(state), (Do.RELEASE,)  # the pause was withdrawn too late: it is started again
 
 
@@ -263,11 +286,20 @@ def _end(state: JobState, event: End) -> Step:
     return _then(_move(state, event.status, event.at, message, event.error), Do.KILL)
 
 
+def _paused(state: JobState, at: float) -> Step:
+    """Whose pause it is: the user's, where both wanted it."""
+    if state.pause_requested or state.waits_for_disk is None:
+        return _move(replace(state, waits_for_disk=None), PAUSED, at, PAUSED)
+    return _move(state, PAUSED, at, f"paused: {state.waits_for_disk}")
+
+
 def _move(state: JobState, status: str, at: float | None, message: str, error: Json | None = None) -> Step:
     """To another status, along an allowed pair. A lease lasts as long as the job runs; an intention, till it is met."""
     if (state.status, status) not in ALLOWED:
         raise InvalidTransition(state.id, state.status, status)
     changes: dict[str, Any] = {"status": status, "pause_requested": False}
+    if status != PAUSED:
+        changes |= {"waits_for_disk": None}
     if status != RUNNING:
         changes |= {"lease_owner": None, "lease_expires_at": None}
     if status in FINAL:
@@ -288,6 +320,10 @@ def _then(so_far: Step, effect: Do) -> Step:
 
 def _log(message: str, data: Json) -> Tell:
     return Tell(NewEvent("log", "info", message, data))
+
+
+def _warning(message: str, data: Json) -> Tell:
+    return Tell(NewEvent("log", "warning", message, data))
 
 
 def _message(error: Json | None) -> str:

@@ -1,8 +1,8 @@
 """Which parts of the service are up: two small files below `home/run/`, written atomically, readable at any time.
 
-- `status.json`, by the controller, every few seconds: {"checked_at", "parts": {name: {"state", "since", "detail"}}} for
-  `controller`, `ray` and `mlflow`. An old `checked_at` means that the controller itself is not there, and then nobody
-  knows of the other two.
+- `status.json`, by the controller, every few seconds: {"parts": {name: {"state", "since", "detail"}}} for `controller`,
+  `ray` and `mlflow`. Its time of change is the sign of life, which a full disk takes too: an old one means that the
+  controller itself is not there, and then nobody knows of the other two.
 - `endpoints.json`, by the supervisor: where the API and MLflow listen, and the pids. It exists while the service runs.
 """
 
@@ -13,9 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from service import disk
+
 PARTS = ("controller", "ray", "mlflow")
 STALE_SECONDS = 10.0
-RAY_LOST, LEAD_LOST = 75, 76  # the controller's exit codes when Ray is gone, when another controller works
+# The controller's exit codes: Ray is gone; another controller works; the store takes nothing at the start.
+RAY_LOST, LEAD_LOST, STORE_FULL = 75, 76, 77
 
 
 @dataclass(frozen=True)
@@ -45,29 +48,30 @@ def run_folder(home: Path) -> Path:
 
 def write_parts(home: Path, parts: dict[str, Part], now: float) -> None:
     """Says that the controller was alive at `now`, and how the parts are doing."""
-    content = {"checked_at": now, "parts": {name: asdict(part) for name, part in parts.items()}}
-    write_atomically(run_folder(home) / "status.json", content)
+    path = run_folder(home) / "status.json"
+    try:
+        write_atomically(path, {"parts": {name: asdict(part) for name, part in parts.items()}})
+    except OSError as error:
+        if not disk.is_full(error) or not path.exists():
+            raise
+    os.utime(path, (now, now))
 
 
 def last_sign(home: Path) -> float | None:
     """When the controller was last seen alive; None: never since the service was started."""
     try:
-        checked_at: float = json.loads((run_folder(home) / "status.json").read_text())["checked_at"]
+        return (run_folder(home) / "status.json").stat().st_mtime
     except FileNotFoundError:
         return None
-    return checked_at
 
 
 def read_parts(home: Path, now: float) -> dict[str, Part]:
     """Every part of `PARTS`; those that nothing recent is known of are down."""
-    try:
-        content = json.loads((run_folder(home) / "status.json").read_text())
-    except FileNotFoundError:
-        content = {"checked_at": None, "parts": {}}
-    checked_at = content["checked_at"]
+    checked_at = last_sign(home)
     if checked_at is None:
         return {name: Part("starting", now, "the controller has not started yet") for name in PARTS}
     if now - checked_at > STALE_SECONDS:
         return {name: Part("down", checked_at, "no sign of life from the controller") for name in PARTS}
+    told = json.loads((run_folder(home) / "status.json").read_text())["parts"]
     unknown = {"state": "starting", "since": checked_at, "detail": "not reported yet"}
-    return {name: Part(**content["parts"].get(name, unknown)) for name in PARTS}
+    return {name: Part(**told.get(name, unknown)) for name in PARTS}

@@ -12,7 +12,9 @@ import uuid
 from collections.abc import Callable
 from typing import Protocol
 
-from service import registrar
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import disk, registrar
 from service.artifacts import ArtifactStore
 from service.errors import LeadLost, LeaseLost, StoreUnavailable
 from service.job_state import FINAL, RUNNING
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 PASS_SECONDS = 0.3
 POINTS_SECONDS = 1.0
 ALIAS_SECONDS = 3.0
+AWAY_SECONDS = 1.0  # between two tries to write into a store that is full or locked
 START_SECONDS = 60.0  # how long an MLflow that was never seen yet counts as starting
 WAITING, REFUSES = "waiting for MLflow since", "MLflow refuses"
 POINTS_PER_CALL = 1000
@@ -78,8 +81,9 @@ class Publisher(threading.Thread):
         while not self.stopping.wait(PASS_SECONDS):
             try:
                 self.once(mlflow)
-            except (StoreUnavailable, LeadLost) as error:
-                log.warning("%s", error)  # the next pass goes on where this one broke off
+            except (StoreUnavailable, LeadLost) as error:  # the next pass says it all again
+                log.warning("%s", error)
+                self.stopping.wait(AWAY_SECONDS)
 
     def once(self, mlflow: MlflowServer) -> None:
         """One pass over all that MLflow has not been told. An outage ends it; the next one starts with another job."""
@@ -123,8 +127,11 @@ class Publisher(threading.Thread):
             self.part = Part(state, time.time(), detail[:200])
 
     def _say(self, job: JobRecord, reason: str | None) -> None:
-        """Why the job waits, of those that have news for MLflow: others may be waiting for something else."""
+        """Why the job waits, of those that have news for MLflow: others may wait for something else. One that waits
+        for the disk goes on saying so."""
         has_news = job.result is not None or job.published_seq < job.point_count
+        if (job.status_reason or "").startswith(disk.WAITING):
+            return
         if job.status != RUNNING or (reason is None and not (job.status_reason or "").startswith((WAITING, REFUSES))):
             return
         if reason is None or has_news:
@@ -137,7 +144,7 @@ class Publisher(threading.Thread):
         """Run, points, model, end: each as far as the job is. What is wrong with one job is no matter to the others."""
         try:
             self._tell(mlflow, job)
-        except (TrackingDown, StoreUnavailable, LeadLost):
+        except (TrackingDown, StoreUnavailable, LeadLost, SQLAlchemyError):
             raise
         except LeaseLost as lost:
             log.info("%s", lost)

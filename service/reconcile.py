@@ -77,13 +77,15 @@ def reason_to_wait(wanted: int | str, shards: int, slots: Slots) -> str:
     return "waiting for a free worker slot" if needed == 1 else f"waiting for {needed} free worker slots"
 
 
-def choose(queue: Sequence[Waiting], slots: Slots) -> Choice:
-    """Which of the queued jobs, in their turn, is started next.
+def choose(queue: Sequence[Waiting], slots: Slots, shortage: str | None = None) -> Choice:
+    """Which of the queued jobs, in their turn, is started next: none while there is a `shortage` of room on the disks.
 
     One that does not fit is overtaken by those behind it that do, for OVERTAKING_SECONDS: so a large job does not leave
     slots idle for long, and small ones do not keep it out for ever. From then on slots that become free wait for it.
     """
     reasons: dict[str, str] = {}
+    if shortage is not None:
+        return Choice(None, dict.fromkeys((job.id for job in queue), shortage))
     for job in queue:
         if workers_for(job.workers, job.shards, slots) is not None:
             return Choice(job.id, reasons)

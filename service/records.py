@@ -39,6 +39,7 @@ class JobRecord:
     finished_at: float | None
     cancel_requested: bool
     pause_requested: bool
+    waits_for_disk: str | None  # why the service itself has it pause
     workers_requested: int | None
     dataset_id: str
     spec: Json

@@ -16,8 +16,9 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def progress_of(report: TrainerReport) -> Json:
-    """The job's `progress`."""
-    return asdict(report.progress)
+    """The job's `progress`. What is left of one that is trained is to store its network and to register it."""
+    trained = {"phase": "registering", "eta_seconds": None} if report.outcome == "succeeded" else {}
+    return asdict(report.progress) | trained
 
 
 def starting(workers: int, epochs: int, steps: int) -> Json:

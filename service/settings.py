@@ -31,6 +31,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("FALLLINE_MLFLOW_TRACKING_URI", "", "an MLflow server to use; empty: an embedded one is started"),
     Setting("FALLLINE_RAY_ADDRESS", "", "a Ray cluster to use; empty: an embedded one is started"),
     Setting("FALLLINE_ARTIFACT_ROOT", "HOME/artifacts", "folder of trained models, by hash"),
+    Setting(
+        "FALLLINE_DISK_RESERVE_MB",
+        "min(500, 5 % of the disk)",
+        "room that is kept on each disk of the service: with less, jobs are paused until there is half as much again, "
+        "and uploads are refused with 507 `disk_full`; 0 switches this off",
+    ),
     Setting("FALLLINE_API_KEYS_REQUIRED", "false", "API keys; not supported yet, so nothing but false"),
     Setting("FALLLINE_WORKER_SLOTS", "max(16, 4 x cores)", "gradient workers that may run at once on this machine"),
     Setting("FALLLINE_MAX_RUNNING_JOBS", "4", "jobs that train at once; others stay queued"),
@@ -65,6 +71,7 @@ class Settings:
     mlflow_tracking_uri: str | None
     ray_address: str | None
     artifact_root: Path
+    disk_reserve_bytes: int | None  # None: by the disk's size
     worker_slots: int
     max_running_jobs: int
     max_queued_jobs: int
@@ -102,6 +109,24 @@ class Settings:
         return self.home / "mlflow"
 
     @property
+    def written(self) -> tuple[Path, ...]:
+        """The folders that the service writes to; they may lie on several disks."""
+        return (
+            self.home,
+            self.datasets,
+            self.prepared,
+            self.checkpoints,
+            self.artifact_root,
+            self.logs,
+            self.mlflow,
+            *self._database_folder(),
+        )
+
+    def _database_folder(self) -> tuple[Path, ...]:
+        _, is_sqlite, path = self.database_url.partition("sqlite:///")
+        return (Path(path).absolute().parent,) if is_sqlite else ()
+
+    @property
     def mlflow_url(self) -> str:
         """Where MLflow answers: the server that was named, or the embedded one. No trailing slash."""
         return (self.mlflow_tracking_uri or f"http://127.0.0.1:{self.mlflow_port}").rstrip("/")
@@ -135,6 +160,7 @@ class Settings:
             mlflow_tracking_uri=_text(environ, "FALLLINE_MLFLOW_TRACKING_URI") or None,
             ray_address=_text(environ, "FALLLINE_RAY_ADDRESS") or None,
             artifact_root=Path(environ.get("FALLLINE_ARTIFACT_ROOT") or home / "artifacts").expanduser().absolute(),
+            disk_reserve_bytes=_disk_reserve(environ),
             worker_slots=_worker_slots(environ),
             max_running_jobs=_integer(environ, "FALLLINE_MAX_RUNNING_JOBS", 1, 10_000),
             max_queued_jobs=_integer(environ, "FALLLINE_MAX_QUEUED_JOBS", 1, 10_000_000),
@@ -194,6 +220,13 @@ def _worker_slots(environ: Mapping[str, str]) -> int:
     if not environ.get("FALLLINE_WORKER_SLOTS"):
         return max(16, 4 * (os.cpu_count() or 1))
     return _integer(environ, "FALLLINE_WORKER_SLOTS", 1, 100_000)
+
+
+def _disk_reserve(environ: Mapping[str, str]) -> int | None:
+    """In bytes; by default a share of each disk (service.disk)."""
+    if not environ.get("FALLLINE_DISK_RESERVE_MB"):
+        return None
+    return _integer(environ, "FALLLINE_DISK_RESERVE_MB", 0, 10**9) * 10**6
 
 
 def _loopback(host: str) -> str:

@@ -163,6 +163,7 @@ def _is(state: JobState) -> list[ColumnElement[bool]]:
         jobs.c.status == state.status,
         jobs.c.cancel_requested == state.cancel_requested,
         jobs.c.pause_requested == state.pause_requested,
+        jobs.c.waits_for_disk.is_not_distinct_from(state.waits_for_disk),
         jobs.c.workers_requested.is_not_distinct_from(state.workers_requested),
         jobs.c.lease_epoch == state.lease_epoch,
         jobs.c.lease_expires_at.is_not_distinct_from(state.lease_expires_at),
@@ -172,10 +173,11 @@ def _is(state: JobState) -> list[ColumnElement[bool]]:
 
 
 def _columns(before: JobState, after: JobState) -> dict[str, Any]:
-    """What has changed. Another status has no reason yet; that the job is trained shows by its result."""
+    """What has changed. Another status has no reason yet but the disk; that the job is trained shows by its result."""
     names = [field.name for field in fields(JobState) if field.name != "trained"]
     changed = {name: value for name in names if (value := getattr(after, name)) != getattr(before, name)}
-    return changed | ({"status_reason": None} if "status" in changed else {})
+    reason = {"status_reason": after.waits_for_disk} if changed.keys() & {"status", "waits_for_disk"} else {}
+    return changed | reason
 
 
 def _count(connection: Connection, statuses: frozenset[str]) -> int:

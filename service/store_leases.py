@@ -9,10 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, or_, select, update
 
+from service import disk
 from service.database import Database, record
 from service.errors import InvalidTransition, LeaseLost
-from service.job_events import Claim, Effect, End, Event, Renew, TrainerEnded
-from service.job_state import FINAL, QUEUED, RUNNING, SUCCEEDED
+from service.job_events import Claim, Effect, End, Event, Renew, RoomAgain, TrainerEnded
+from service.job_state import FINAL, PAUSED, QUEUED, RUNNING, SUCCEEDED
 from service.records import JobRecord, Json, NewEvent
 from service.store_events import NewPoint, add_events, add_points
 from service.store_jobs import change, get_job
@@ -64,6 +65,15 @@ class LeaseStore:
             if changed.rowcount == 1 and reason is not None:
                 add_events(connection, job_id, [NewEvent("log", "info", reason, {"status_reason": reason})])
 
+    def room_again(self) -> None:
+        """The disks have room: the jobs that the service has paused for them go on, queued ones wait for it no more."""
+        waiting = jobs.c.status == QUEUED, jobs.c.status_reason.startswith(disk.WAITING)
+        with self.database.write() as connection:
+            paused = select(jobs.c.id).where(jobs.c.status == PAUSED, jobs.c.waits_for_disk.is_not(None))
+            for job_id in connection.execute(paused.order_by(jobs.c.number)).scalars().all():
+                change(connection, job_id, RoomAgain(time.time()))
+            connection.execute(update(jobs).where(*waiting).values(status_reason=None))
+
     def renew_leases(self, owner: str, job_ids: Sequence[str], lease_seconds: float) -> None:
         """Push the end of the owner's leases on those jobs out."""
         with self.database.write() as connection:
@@ -110,7 +120,7 @@ class LeaseStore:
             progress = {**(get_job(connection, job_id).progress or {}), "phase": "registering", "eta_seconds": None}
             values = {"result": result, "artifact_sha256": artifact_sha256, "model_metadata": model_metadata}
             ended = TrainerEnded(time.time(), epoch, SUCCEEDED)
-            return change(connection, job_id, ended, {**values, "progress": progress})
+            return change(connection, job_id, ended, {**values, "progress": progress, "status_reason": None})
 
     def finish_job(self, job_id: str, epoch: int, status: str, error: Json | None = None) -> JobRecord:
         """The job's end, with its event."""

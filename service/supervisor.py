@@ -19,7 +19,7 @@ from collections.abc import Callable
 from select import select
 from types import FrameType
 
-from service import launcher, parts
+from service import disk, launcher, parts
 from service.embedded import (
     Command,
     mlflow_server,
@@ -46,7 +46,7 @@ API_ATTEMPTS = 3
 
 def say(line: str) -> None:
     """A line on standard output, at once."""
-    with contextlib.suppress(BrokenPipeError):  # nobody reads any more: no reason to end the service
+    with contextlib.suppress(OSError):  # nobody reads any more, or the output's disk is full: no reason to end
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
@@ -168,8 +168,7 @@ class Supervisor:
                 raise ServeError("\n".join(["the API does not start; its log ends with:", *lines]))
         if listens(self.settings.host, self.port):
             self.accepts_jobs = True
-            self.pids = self._pids()
-            self._write_endpoints()
+            self._write_endpoints(self._pids())
             self.tell(f"Fall Line accepts jobs: {self.api_url} ({self._elapsed()}); home {self.settings.home}")
 
     def _elapsed(self) -> str:
@@ -188,8 +187,11 @@ class Supervisor:
                 self._restart_if_old(self.ray)
         self._look_at_status()
         if self._are_pids_stale() and (pids := self._pids()) != self.pids:
-            self.pids = pids
-            self._write_endpoints()
+            try:
+                self._write_endpoints(pids)
+            except OSError as error:
+                if not disk.is_full(error):
+                    raise  # else the next look tries again
 
     def _restart_if_old(self, part: SupervisedPart) -> None:
         """Not while it is still coming up: then it is what the others wait for."""
@@ -222,9 +224,10 @@ class Supervisor:
                 found[part.name] = launcher.child_of(part.child.pid) or part.child.pid
         return found
 
-    def _write_endpoints(self) -> None:
-        content = {"api": self.api_url, "mlflow": self.mlflow_url, "ray": self.ray_address, "pids": self.pids}
+    def _write_endpoints(self, pids: dict[str, int]) -> None:
+        content = {"api": self.api_url, "mlflow": self.mlflow_url, "ray": self.ray_address, "pids": pids}
         parts.write_atomically(parts.run_folder(self.settings.home) / "endpoints.json", content)
+        self.pids = pids
 
     # The end.
 

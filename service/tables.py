@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "0003"  # the newest migration; the API compares it with the database before it loads Alembic
+HEAD = "0004"  # the newest migration; the API compares it with the database before it loads Alembic
 
 metadata = MetaData()
 _JSON = JSON(none_as_null=True)
@@ -64,6 +64,7 @@ jobs = Table(
     Column("finished_at", Float),
     _flag("cancel_requested"),
     _flag("pause_requested"),
+    Column("waits_for_disk", String),  # why the service has it pause, and resumes it by itself; NULL: it does not
     Column("workers_requested", Integer),  # by a request to scale; NULL: as the spec has it
     Column("dataset_id", String, nullable=False),
     Column("spec", _JSON, nullable=False),

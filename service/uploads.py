@@ -5,14 +5,21 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
+from collections import Counter
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from starlette.requests import Request
+
 from service.context import Context
+from service.disk import Disk, in_mb, look, too_large
 from service.errors import ApiError
 from service.fields import NAME, NAME_RULE
 from service.ingest import IngestError, ingest
 from service.records import DatasetRecord
+from service.settings import Settings
 from service.store import Store
 
 log = logging.getLogger(__name__)
@@ -45,9 +52,44 @@ def checked_columns(text: str | None) -> dict[str, str] | None:
     return columns
 
 
-def save(source: BinaryIO, target: Path, most: int) -> str:
+class Arriving(Request):
+    """An upload's request, whose body is read for as long as the disks have room. ApiError disk_full."""
+
+    def __init__(self, request: Request, settings: Settings) -> None:
+        super().__init__(request.scope, request.receive)
+        self._settings = settings
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Its pieces. One is in memory, or on the disk of temporary files, before the next one is looked at."""
+        unlooked = 0
+        async for piece in super().stream():
+            unlooked += len(piece)
+            if unlooked > _PIECE:
+                refuse_unless_room(self._settings, unlooked)
+                unlooked = 0
+            yield piece
+
+
+def refuse_unless_room(settings: Settings, size: int) -> None:
+    """ApiError disk_full where `size` bytes of an upload do not fit and leave the reserve.
+
+    They lie among the temporary files first, and then, beside those for a moment, in the folder of the datasets.
+    """
+    needs: Counter[Disk] = Counter()
+    for disk in look([settings.datasets, Path(tempfile.gettempdir())]).values():
+        needs[disk] += size
+    if (found := too_large(needs, settings.disk_reserve_bytes)) is not None:
+        disk, needed = found
+        message = (
+            f"the upload needs {in_mb(needed)} free at {disk.folder}, the reserve included; {in_mb(disk.free)} are"
+        )
+        details = {"free_bytes": disk.free, "needed_bytes": needed}
+        raise ApiError(507, "disk_full", f"{message}. Free some space and upload again.", "file", details)
+
+
+def save(source: BinaryIO, target: Path, settings: Settings) -> str:
     """Copy the upload to `target`; returns its SHA-256. ApiError too_large, disk_full."""
-    digest, size = hashlib.sha256(), 0
+    digest, size, most = hashlib.sha256(), 0, settings.max_upload_bytes
     try:
         target.parent.mkdir(parents=True)
         with target.open("xb") as file:
@@ -55,6 +97,7 @@ def save(source: BinaryIO, target: Path, most: int) -> str:
                 size += len(piece)
                 if size > most:
                     raise ApiError(413, "too_large", f"the file is larger than {most:,} bytes", "file", {"limit": most})
+                refuse_unless_room(settings, len(piece))
                 digest.update(piece)
                 file.write(piece)
     except OSError as error:
@@ -87,9 +130,9 @@ _at_work: set[asyncio.Task[Any]] = set()  # asyncio itself holds tasks only weak
 
 
 def forget(context: Context, dataset_id: str) -> None:
-    """Leave nothing of an upload: no row, no folder."""
-    context.store.forget_dataset(dataset_id)
+    """Leave nothing of an upload: no folder, no row. In this order: on a full disk the row needs the folder's room."""
     shutil.rmtree(context.settings.datasets / dataset_id, ignore_errors=True)
+    context.store.forget_dataset(dataset_id)
 
 
 def sweep(store: Store, folder: Path) -> None:

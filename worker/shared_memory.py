@@ -8,10 +8,7 @@ whose slots were complete are not computed again. Where there are more shards th
 one (`worker.claims`), so that a slow worker costs no more than its own slowness.
 """
 
-import contextlib
 import os
-import select
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,12 +20,13 @@ from core.metrics import zero_sums
 from core.network import initial_parameters, network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from worker.claims import MOST_SHARDS, Claims
-from worker.crew import Crew, Reference, Remote, Transport
+from worker.crew import Crew, Reference, Transport
 from worker.diagnosis import Observer
 from worker.errors import RemoteLost, ShardMissing
 from worker.exchange import merge
 from worker.futex import SUPPORTED
 from worker.numerics import fingerprint, machine
+from worker.pidfds import Pidfds
 from worker.plan import StepPlan, StepReport
 from worker.seat import Seating
 from worker.segment import COMMAND, END, EVALUATE, FAILED, FIRST_SEAT, REPORTS_KEPT, RUN, STOP, Segment, SegmentLayout
@@ -70,7 +68,7 @@ class SharedMemoryExchange:
         self._seconds: dict[tuple[int, int], float] = {}  # of a step, an evaluation, the last time
         self._silence, self._heard, self._heard_at = SILENCE_S, -1, clock()
         self._serving: list[Reference] = []
-        self._processes: dict[str, int] = {}  # pidfds by the worker's name
+        self._processes = Pidfds()
         self._observer: Observer | None = None  # made at the first look
         self._sit()
 
@@ -143,8 +141,7 @@ class SharedMemoryExchange:
         self._crew.close()
         if self._observer is not None:
             self._observer.close()
-        for descriptor in self._processes.values():
-            os.close(descriptor)
+        self._processes.close()
         self._claims.close()
         os.close(self._segment.descriptor)
 
@@ -196,7 +193,7 @@ class SharedMemoryExchange:
     def _look(self) -> None:
         for seat in range(len(self._serving)):
             self._check(seat)
-        if self._dead():
+        if self._processes.ended():
             raise _Lost
         heard = self._segment.activity()
         if heard != self._heard:
@@ -221,11 +218,7 @@ class SharedMemoryExchange:
         for word in range(FIRST_SEAT, segment.words.count):
             segment.words[word] = 0
         segment.words[STOP] = segment.words[COMMAND] = 0
-        for name in self._processes.keys() - {worker.name for worker in members}:
-            os.close(self._processes.pop(name))
-        for worker in members:
-            if worker.name not in self._processes:
-                self._processes[worker.name] = os.pidfd_open(self._crew.attached[worker.name].pid)
+        self._processes.watch({worker.name: self._crew.attached[worker.name].pid for worker in members})
         segment.seat_seconds[...] = 0.0
         self._is_claiming = self._may_claim and 1 < len(members) < self._plan.shards <= MOST_SHARDS
         self._claims.clear()
@@ -255,20 +248,11 @@ class SharedMemoryExchange:
 
     # Faults.
 
-    def _dead(self) -> list[Remote]:
-        """The members whose process has ended."""
-        poller = select.poll()
-        for worker in self._crew.members:
-            poller.register(self._processes[worker.name], select.POLLIN)
-        ended = {descriptor for descriptor, _ in poller.poll(0)}
-        return [worker for worker in self._crew.members if self._processes[worker.name] in ended]
-
     def _recover(self, error: Exception) -> None:
         began = self._clock()
         self._clear_seats()
-        dead = self._dead()
-        for worker in dead:
-            os.close(self._processes.pop(worker.name))
+        ended = self._processes.ended()
+        dead = [worker for worker in self._crew.members if worker.name in ended]
         if dead:
             self._crew.lose(dead, self._segment.committed + 1, error, began)
         self._sit()
@@ -285,15 +269,13 @@ class SharedMemoryExchange:
             words.wake(word)
         until = self._clock() + self._stop_seconds()
         for worker, serving in zip(self._crew.members, self._serving, strict=True):
-            process = select.poll()
-            process.register(self._processes[worker.name], select.POLLIN)
-            while not self._transport.is_ready(serving) and not process.poll(1):
+            while not self._transport.is_ready(serving) and not self._processes.has_ended(worker.name, wait_ms=1):
                 if self._clock() > until:
-                    self._kill(worker)
+                    self._processes.kill(worker.name)
             try:
                 self._transport.get([serving])
             except RemoteLost:
-                self._kill(worker)  # lost to Ray, whatever its process does
+                self._processes.kill(worker.name)  # lost to Ray, whatever its process does
             except Exception:
                 continue  # it has left, and `_check` has raised the first error that counts
         self._serving = []
@@ -307,13 +289,6 @@ class SharedMemoryExchange:
             return STOP_S
         known = self._seconds.get(self._doing)
         return max(STOP_S, self._silence if known is None else PATIENCE * known)
-
-    def _kill(self, worker: Remote) -> None:
-        process = select.poll()
-        process.register(self._processes[worker.name], select.POLLIN)
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._processes[worker.name], signal.SIGKILL)
-        process.poll()
 
 
 def suits(plan: StepPlan, crew: Crew) -> bool:

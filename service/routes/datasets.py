@@ -42,8 +42,10 @@ _FORM = {
 @router.post("", status_code=201, openapi_extra=_FORM)
 async def upload(request: Request, parts: Parts, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
     """Upload a table as CSV. 201: it is `ready`, or still `processing`; 422: it is broken, and nothing is kept."""
+    # The guard has seen that the length, where one is declared, is a number.
+    await run_in_threadpool(uploads.refuse_unless_room, parts.settings, int(request.headers.get("content-length", 0)))
     try:
-        async with request.form(max_files=1, max_fields=10) as form:
+        async with uploads.Arriving(request, parts.settings).form(max_files=1, max_fields=10) as form:
             dataset_id, name, types, sha256 = await _stored(parts, form)
     except OSError as error:  # a large upload is on the disk before it is in its place
         raise uploads.disk_full(error) from error
@@ -63,7 +65,7 @@ async def _stored(parts: Context, form: FormData) -> tuple[str, str, dict[str, s
     dataset_id = new_id("ds")
     folder = parts.settings.datasets / dataset_id
     try:
-        sha256 = await run_in_threadpool(uploads.save, file.file, folder / "upload", parts.settings.max_upload_bytes)
+        sha256 = await run_in_threadpool(uploads.save, file.file, folder / "upload", parts.settings)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

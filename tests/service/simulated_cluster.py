@@ -15,6 +15,10 @@ SLOTS, ORPHAN = 4, 120.0
 BROKEN = "broken"  # a job of this name diverges
 
 
+class Violation(BaseException):
+    """What must never happen has happened. Not an Exception: no code of the service gets to handle it."""
+
+
 class SimulatedTrainer:
     """The process that trains one attempt of a job: five steps, from the last checkpoint on."""
 
@@ -121,6 +125,8 @@ class SimulatedCluster:
     def start(self, plan: Any, attempt: int, workers: int) -> SimulatedHandle:
         world = self.world
         with world.call(self.controller):
+            if self.controller.disk.seen is not None:
+                raise Violation(f"{plan.job_id} is started, though: {self.controller.disk.seen}")
             if world.trouble_with(0.05):
                 raise TrainerLost(plan.job_id, attempt)  # the message was dropped
             trainer = SimulatedTrainer(world, plan.job_id, attempt, workers)

@@ -6,19 +6,19 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from service import job_state
-from service.errors import InvalidTransition, LeadLost, StoreUnavailable
-from service.job_events import Cancel, Claim, End, Event, Pause, Renew, Resume, TakeOver, Tell, TrainerEnded
-from service.job_state import ALLOWED, CANCELLED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED
+from service.errors import InvalidTransition, LeadLost, StoreFull, StoreUnavailable
+from service.job_events import Cancel, Claim, End, Event, Pause, Renew, Resume, RoomAgain, TakeOver, Tell, TrainerEnded
+from service.job_state import ALLOWED, CANCELLED, FAILED, FINAL, PAUSED, QUEUED, RUNNING, SUCCEEDED
 from service.records import EventRecord, JobRecord, Json, LeadRecord, NewEvent, VersionRecord
 
-from .simulated_cluster import BROKEN, SimulatedTrainer
+from .simulated_cluster import BROKEN, SimulatedTrainer, Violation
 
 if TYPE_CHECKING:
     from .simulated_world import SimulatedController, World
 
 
-class Violation(BaseException):
-    """What must never happen has happened. Not an Exception: the keeper makes a job's failure of those."""
+READS = {"leader", "leased_jobs", "expired_jobs", "queued_jobs"}
+READS |= {"events_after", "last_event_number", "get_dataset", "get_model"}
 
 
 class SimulatedStore:
@@ -33,6 +33,8 @@ class SimulatedStore:
         self.lead: LeadRecord | None = None
         self.owners: dict[tuple[str, int], str] = {}  # who got each lease
         self.results: dict[str, int] = {}  # how often each job got one
+        self.paused_by_users: set[str] = set()
+        self.is_full = False
 
     def submit(self, random: Random) -> None:
         number = len(self.jobs) + 1
@@ -56,10 +58,12 @@ class SimulatedStore:
         if after == before:
             return job, effects
         self.check(before, after, event, writer)
+        self.note_wishes(job_id, event)
         changed = {name: getattr(after, name) for name in vars(after) if name != "trained"}
         becomes_trained = after.trained and not before.trained
         self.results[job_id] = self.results.get(job_id, 0) + becomes_trained
-        further = {"status_reason": None} if after.status != before.status else {}
+        has_reason = (after.status, after.waits_for_disk) != (before.status, before.waits_for_disk)
+        further = {"status_reason": after.waits_for_disk} if has_reason else {}
         self.jobs[job_id] = replace(job, **changed, **further, **(values or {} if becomes_trained else {}))
         self.tell(job_id, [effect.event for effect in effects if isinstance(effect, Tell)])
         return self.jobs[job_id], effects
@@ -74,10 +78,24 @@ class SimulatedStore:
                 raise Violation(f"{before.id} has two owners under epoch {after.lease_epoch}")
             if self.lead is not None and event.owner != self.lead.owner:
                 raise Violation(f"{event.owner} claims {before.id}, and does not lead")
-        elif not isinstance(event, Cancel | Pause | Resume | TakeOver | Renew):
+        elif not isinstance(event, Cancel | Pause | Resume | RoomAgain | TakeOver | Renew):
             self.check_writer(before.id, writer)
+        if isinstance(event, RoomAgain) and before.id in self.paused_by_users:
+            raise Violation(f"{before.id} was paused by its user, and goes on since the disk has room")
+        if after.status == PAUSED and after.waits_for_disk is None and before.id not in self.paused_by_users:
+            if not isinstance(event, Pause):
+                raise Violation(f"{before.id} is paused by {event}, and nobody wanted it")
+        if after.waits_for_disk is not None and (after.status not in (RUNNING, PAUSED) or after.trained):
+            raise Violation(f"{before.id} waits for the disk: {after}")
         if after.status == CANCELLED and not after.cancel_requested:
             raise Violation(f"{before.id} is cancelled, and nobody wanted it")
+
+    def note_wishes(self, job_id: str, event: Event) -> None:
+        """Of users: the last of Pause and Resume that has changed something counts."""
+        if isinstance(event, Pause):
+            self.paused_by_users.add(job_id)
+        elif isinstance(event, Resume):
+            self.paused_by_users.discard(job_id)
 
     def check_writer(self, job_id: str, writer: str | None) -> None:
         job = self.jobs[job_id]
@@ -129,6 +147,8 @@ class StoreView:
 
         def called(*arguments: Any, **options: Any) -> Any:
             with self._world.call(self._controller):
+                if name not in READS and self._store.is_full:
+                    raise StoreFull("fallline.db")
                 self._may_be_away()
                 answer = found(*arguments, **options)
                 self._may_be_away()
@@ -137,7 +157,7 @@ class StoreView:
         return called
 
     def _may_be_away(self) -> None:
-        if self._world.trouble_with(0.01):
+        if self._world.trouble_with(0.003):
             raise StoreUnavailable("locked, or its answer is lost")
 
     def _now(self) -> float:
@@ -181,6 +201,13 @@ class StoreView:
         except InvalidTransition:
             return None
         return job
+
+    def room_again(self) -> None:
+        if self._store.lead is not None and self._store.lead.owner != self._process:
+            raise LeadLost(self._process)
+        for job in list(self._store.jobs.values()):
+            if job.status == PAUSED and job.waits_for_disk is not None:
+                self._store.change(job.id, RoomAgain(self._now()), writer=self._process)
 
     def renew_leases(self, owner: str, job_ids: list[str], seconds: float) -> None:
         for job_id in job_ids:

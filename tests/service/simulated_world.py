@@ -21,8 +21,8 @@ from service.lead import Lead
 from service.tracked import RunReference, TrackingDown
 from worker.plan import MetricPoint
 
-from .simulated_cluster import Mlflow, SimulatedCluster, SimulatedTrainer
-from .simulated_store import SimulatedStore, StoreView, Violation
+from .simulated_cluster import Mlflow, SimulatedCluster, SimulatedTrainer, Violation
+from .simulated_store import SimulatedStore, StoreView
 
 LEASE = 30.0
 
@@ -42,6 +42,7 @@ class World:
         self.checkpoints: dict[str, tuple[int, list[MetricPoint]]] = {}
         self.mail: list[Callable[[], None]] = []  # what is on its way to trainers
         self.versions: dict[str, int] = {}  # MLflow's, by job
+        self.shortage: str | None = None  # of room on the disk that all share
         self.numbers = itertools.count(1)
         self.remote = self.random.random() < 0.5  # the controllers' hosts know nothing of each other's processes
         self.controllers = [SimulatedController(self, name) for name in ("A", "B")]
@@ -65,6 +66,10 @@ class World:
             self.mail.pop(self.random.randrange(len(self.mail)))()
         elif draw < 0.82 and self.trainers:
             self.random.choice(self.trainers).alive = self.random.random() > self.trouble
+        elif draw < 0.84:
+            self.shortage = "the disk is nearly full" if self.shortage is None and self.trouble else None
+        elif draw < 0.85:
+            self.store.is_full = bool(self.trouble) and not self.store.is_full
         else:
             self.now += self.random.choice((0.3, 1.0, 3.0, 3.0, 40.0 if self.trouble else 3.0))
 
@@ -77,6 +82,8 @@ class World:
 
     def user(self) -> None:
         """Somebody submits a job, or wants something of one."""
+        if self.store.is_full:
+            return  # 507, as users get it
         jobs = list(self.store.jobs.values())
         if len(jobs) < 4 and self.random.random() < 0.5:
             self.store.submit(self.random)
@@ -88,13 +95,14 @@ class World:
                 return  # 409, as users get it
 
     def heal(self, rounds: int = 400) -> None:
-        """Nothing goes wrong any more, and nobody wants anything but that paused jobs go on: every job must end."""
-        self.trouble = 0.0
+        """Nothing goes wrong any more, and nobody wants anything but that the jobs go on that users have paused: every
+        job must end, those that the disk has paused by themselves."""
+        self.trouble, self.shortage, self.store.is_full = 0.0, None, False
         for _ in range(rounds):
             if all(job.status in FINAL for job in self.store.jobs.values()):
                 break
             for job in list(self.store.jobs.values()):
-                if job.status == PAUSED or job.pause_requested:
+                if job.id in self.store.paused_by_users and (job.status == PAUSED or job.pause_requested):
                     self.store.change(job.id, Resume(self.now))
             for mail in self.mail:
                 mail()
@@ -131,6 +139,7 @@ class SimulatedController:
         self.is_stopped, self.depth = False, 0
         self.process = ""
         self.keeper: JobKeeper | None = None
+        self.disk = SimulatedDisk(world)
         self.start()
 
     def start(self) -> None:
@@ -151,29 +160,30 @@ class SimulatedController:
         try:
             if self.keeper is None:
                 if self.lead.take():
-                    cluster, artifacts, settings = SimulatedCluster(self.world, self), Artifacts(), Settings()
+                    cluster, artifacts, settings = SimulatedCluster(self.world, self), Artifacts(self.world), Settings()
+                    self.disk = SimulatedDisk(self.world)
+                    parts: Any = self.store, cluster, artifacts, settings, self.lead, self.disk
                     clocks = (lambda: self.world.now), (lambda: self.world.now + self.skew)
-                    keeper = JobKeeper(self.store, cluster, artifacts, settings, self.lead, *clocks)  # type: ignore[arg-type]
+                    keeper = JobKeeper(*parts, *clocks)
                     keeper.adopt()
                     self.keeper = keeper
                 return
             self.keeper.turn()
             if self.lead.is_held:
                 self.publish()
-        except (Crash, LeadLost):
+        except (Crash, LeadLost, StoreUnavailable):  # the last: it could not begin
             self.start()
-        except StoreUnavailable:
-            if self.keeper is None:
-                self.start()  # else the next turn goes on where this one broke off
 
     def publish(self) -> None:
         """What the publisher does for jobs that are to be registered."""
         for job in list(self.world.store.jobs.values()):
             if job.status == RUNNING and job.result is not None and self.lead.is_held:
                 try:
-                    registrar.finish(self.store, Artifacts(), Mlflow(self.world), job, RunReference(job.id, "0"))  # type: ignore[arg-type]
-                except (LeaseLost, TrackingDown):
-                    continue  # another one's by now; or later, when MLflow is back
+                    registrar.finish(
+                        self.store, Artifacts(self.world), Mlflow(self.world), job, RunReference(job.id, "0")
+                    )  # type: ignore[arg-type]
+                except (LeaseLost, TrackingDown, StoreUnavailable):
+                    continue  # another one's by now; or later, when MLflow is back, or the store
 
     def interrupt(self) -> None:
         """This process may crash here; or be stopped while the others go on, and may be killed meanwhile."""
@@ -189,6 +199,18 @@ class SimulatedController:
                 raise Crash
 
 
+class SimulatedDisk:
+    """The disk as one controller sees it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.seen: str | None = None  # when it was looked at last
+
+    def shortage(self) -> str | None:
+        self.seen = self.world.shortage
+        return self.seen
+
+
 class Settings:
     """What the keeper reads of the settings."""
 
@@ -198,8 +220,13 @@ class Settings:
 class Artifacts:
     """Model files: they are what their hash says."""
 
-    def put(self, files: Mapping[str, bytes]) -> str:
-        return "ab" * 32
+    root = "artifacts"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def put_if_room(self, files: Mapping[str, bytes]) -> str | None:
+        return "ab" * 32 if self.world.shortage is None else None
 
     def check(self, sha256: str) -> str:
         return sha256

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.disk import Disk
 from service.settings import Settings
 from service.store import Store
 
@@ -126,6 +127,28 @@ def test_a_full_disk_leaves_nothing(api: Api, size: int) -> None:
     with largest_file(500_000):
         answer = api.upload(b"x,y\n" + b"1,2\n" * (size // 4))
     assert error(answer, 507, "disk_full")["param"] == "file"
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_what_does_not_fit_above_the_reserve_is_refused_before_it_is_read(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.uploads.look", lambda folders: dict.fromkeys(folders, Disk("/d", 30_000_000, 10**9)))
+    monkeypatch.setattr("service.uploads.Arriving.form", None)  # nobody asks for the body
+    refusal = error(api.upload(b"x" * 2_000_000), 507, "disk_full")
+    assert (refusal["free_bytes"], refusal["param"]) == (30_000_000, "file")
+    assert 54_000_000 < refusal["needed_bytes"] < 54_001_000  # 5 % of the disk, and twice the file for a moment
+    assert "needs 54.0 MB free at /d" in refusal["message"]
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_disk_that_becomes_full_refuses_what_it_has_begun_to_take(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    frees = iter([100_000_000, 10_000_000])
+    monkeypatch.setattr("service.uploads.look", lambda folders: dict.fromkeys(folders, Disk("/d", next(frees), 10**9)))
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+    pieces = (piece for piece in [head] + [b"x" * 1_100_000] * 2)  # of a length that nobody has declared
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    error(api.client.post("/v1/datasets", content=pieces, headers=kind), 507, "disk_full")
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -125,6 +125,9 @@ def test_the_doctor_names_every_check(call: Call, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FALLLINE_HOME", str(tmp_path))
     found = json.loads(call("doctor", "--json").output)
     assert [finding["check"] for finding in found][:4] == ["Python", "settings", "SQLite", "home"]
+    assert {finding["check"]: finding["ok"] for finding in found}["disk reserve"]
+    monkeypatch.setenv("FALLLINE_DISK_RESERVE_MB", "999999999")
+    assert "less than the reserve of 999,999,999.0 MB" in call("doctor").output
     assert not found[-1]["ok"], "Ray and MLflow are not up"
     monkeypatch.setenv("FALLLINE_PROT", "1")
     misspelt = call("doctor")

@@ -19,6 +19,7 @@ from service.job_events import (
     RegistrationBegins,
     Renew,
     Resume,
+    RoomAgain,
     Scale,
     TakeOver,
     Tell,
@@ -48,8 +49,12 @@ RUNNING_JOB = JobState("job_1", RUNNING, False, False, "one", 3, 100.0, started_
 TRAINED_JOB = replace(RUNNING_JOB, trained=True)
 PAUSED_JOB = JobState("job_1", PAUSED, lease_epoch=3, started_at=1.0)
 
+FULL = "waiting for room on the disk: 1.0 MB are free"
+DISK_JOB = replace(PAUSED_JOB, waits_for_disk=FULL)
+
 times, epochs = st.floats(0, 200), st.integers(0, 5)
 errors = st.one_of(st.none(), st.just(ERROR))
+shortages = st.one_of(st.none(), st.just(FULL))
 EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Cancel, times),
     st.builds(Pause, times),
@@ -58,8 +63,9 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Claim, times, st.sampled_from(["one", "two"]), st.floats(0, 50)),
     st.builds(Renew, times, st.sampled_from(["one", "two"]), st.floats(0, 50)),
     st.builds(TakeOver, times),
-    st.builds(TrainerMissing, times, epochs),
-    st.builds(TrainerRuns, times, epochs),
+    st.builds(RoomAgain, times),
+    st.builds(TrainerMissing, times, epochs, shortages),
+    st.builds(TrainerRuns, times, epochs, shortages),
     st.builds(TrainerEnded, times, epochs, st.sampled_from([SUCCEEDED, FAILED, CANCELLED, PAUSED]), errors),
     st.builds(TrainerLost, times, epochs, st.just("lost"), errors),
     st.builds(RegistrationBegins, times, epochs),
@@ -111,6 +117,8 @@ def test_any_walk_keeps_the_rules(events: list[Event]) -> None:
         assert following.registering <= following.trained
         assert following.cancel_requested >= state.cancel_requested
         assert following.pause_requested <= (following.status == RUNNING)
+        assert following.waits_for_disk is None or following.status in (RUNNING, PAUSED)
+        assert following.waits_for_disk is None or not following.trained
         assert (following.finished_at is not None) == (following.status in FINAL)
         assert following.status != SUCCEEDED or following.trained
         if following.status == FAILED and following != state:
@@ -118,7 +126,7 @@ def test_any_walk_keeps_the_rules(events: list[Event]) -> None:
         state = following
 
 
-@given(EVENTS, st.sampled_from([QUEUED_JOB, RUNNING_JOB, TRAINED_JOB, PAUSED_JOB]))
+@given(EVENTS, st.sampled_from([QUEUED_JOB, RUNNING_JOB, TRAINED_JOB, PAUSED_JOB, DISK_JOB]))
 def test_what_comes_twice_changes_nothing_more(event: Event, state: JobState) -> None:
     """But for a claim: that is refused, or counted."""
     try:
@@ -151,6 +159,7 @@ def test_a_former_controller_is_refused(event: Event, state: JobState) -> None:
     [
         (QUEUED_JOB, CANCELLED),
         (PAUSED_JOB, CANCELLED),
+        (DISK_JOB, CANCELLED),
         (RUNNING_JOB, RUNNING),
         (TRAINED_JOB, CANCELLED),  # MLflow has not heard of its model, and may be down for hours
         (replace(TRAINED_JOB, registering=True), RUNNING),
@@ -190,6 +199,51 @@ def test_a_job_pauses_at_once_or_when_its_trainer_has_written_a_checkpoint() -> 
     assert (paused.status, paused.pause_requested, paused.lease_owner) == (PAUSED, False, None)
     assert after(asked, TrainerMissing(7.0, 3)).status == PAUSED
     assert after(paused, Resume(8.0)).status == QUEUED
+
+
+def test_a_full_disk_pauses_a_job_after_its_checkpoint_and_room_resumes_it() -> None:
+    asked = after(RUNNING_JOB, TrainerRuns(5.0, 3, FULL))
+    assert (asked.status, asked.pause_requested, asked.waits_for_disk) == (RUNNING, False, FULL)
+    assert deeds(asked, TrainerRuns(6.0, 3, "other words")) == [Do.PAUSE]
+    paused, effects = step(asked, TrainerEnded(7.0, 3, PAUSED))
+    assert (paused.status, paused.waits_for_disk, Do.RELEASE in effects) == (PAUSED, FULL, True)
+    assert [effect.event.message for effect in effects if isinstance(effect, Tell)] == [f"paused: {FULL}"]
+    resumed = after(paused, RoomAgain(8.0))
+    assert (resumed.status, resumed.waits_for_disk) == (QUEUED, None)
+    assert after(RUNNING_JOB, TrainerMissing(5.0, 3, FULL)).status == PAUSED  # one that was to be started again
+
+
+def test_room_resumes_no_job_that_its_user_has_paused() -> None:
+    assert step(PAUSED_JOB, RoomAgain(5.0)) == (PAUSED_JOB, ())
+    theirs = after(DISK_JOB, Pause(5.0))
+    assert (theirs.status, theirs.waits_for_disk) == (PAUSED, None)
+    assert after(theirs, RoomAgain(6.0)) == theirs
+    both = after(after(RUNNING_JOB, TrainerRuns(5.0, 3, FULL)), Pause(6.0))
+    assert after(after(both, TrainerEnded(7.0, 3, PAUSED)), RoomAgain(8.0)).status == PAUSED
+    assert after(after(theirs, Resume(9.0)), RoomAgain(10.0)).status == QUEUED
+
+
+def test_what_waits_for_the_disk_goes_on_waiting_though_its_user_resumes_it() -> None:
+    assert step(DISK_JOB, Resume(5.0)) == (DISK_JOB, ())
+    asked = after(RUNNING_JOB, TrainerRuns(5.0, 3, FULL))
+    assert after(after(asked, Pause(6.0)), Resume(7.0)) == asked
+
+
+def test_a_disk_that_has_room_before_the_job_has_paused_pauses_none() -> None:
+    asked = after(RUNNING_JOB, TrainerRuns(5.0, 3, FULL))
+    withdrawn = after(asked, TrainerRuns(6.0, 3))
+    assert withdrawn == RUNNING_JOB
+    assert is_claimable(after(withdrawn, TrainerEnded(7.0, 3, PAUSED)), 7.0)  # it had heard of the pause alone
+    assert deeds(asked, TrainerMissing(6.0, 3)) == [Do.START]
+    assert after(asked, TrainerEnded(6.0, 3, SUCCEEDED)).waits_for_disk is None
+
+
+@pytest.mark.parametrize("flag", ["cancel_requested", "pause_requested"])
+def test_what_a_user_wants_comes_before_the_disk(flag: str) -> None:
+    wanted: Any = replace(RUNNING_JOB, **{flag: True})  # type: ignore[arg-type]
+    assert step(wanted, TrainerRuns(5.0, 3, FULL)) == step(wanted, TrainerRuns(5.0, 3))
+    assert step(wanted, TrainerMissing(5.0, 3, FULL)) == step(wanted, TrainerMissing(5.0, 3))
+    assert step(TRAINED_JOB, TrainerMissing(5.0, 3, FULL)) == (TRAINED_JOB, ())  # needs no checkpoint any more
 
 
 def test_a_pause_that_comes_too_late_is_forgotten_and_refused_afterwards() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from service.artifacts import ArtifactStore
+from service.disk import WAITING
 from service.errors import LeadLost
 from service.lead import RENEWALS, Lead
 from service.process_identity import identity, is_gone
@@ -180,6 +182,16 @@ def test_a_publisher_tells_mlflow_nothing_while_another_may_lead(store: Store, f
     leads.pop(0)
     with pytest.raises(AttributeError, match="check"):
         publisher.once(nobody)
+
+
+def test_a_job_that_waits_for_the_disk_says_so_though_mlflow_is_down(store: Store, fill: Fill, tmp_path: Path) -> None:
+    job, full = fill.job(), f"{WAITING}: 1.0 MB are free"
+    store.claim_job("one", SECONDS)
+    store.set_status_reason(job.id, 1, full)
+    nobody: Any = None
+    publisher = Publisher(store, ArtifactStore(tmp_path), lambda: nobody)
+    publisher._say(replace(store.get_job(job.id), point_count=1), "waiting for MLflow since noon")
+    assert store.get_job(job.id).status_reason == full
 
 
 def test_a_process_is_gone_when_it_has_ended_and_never_before() -> None:

@@ -64,6 +64,11 @@ def test_the_first_that_fits_is_next_and_those_before_it_are_told_why_not() -> N
     assert choose([], slots) == Choice(None, {})
 
 
+def test_nothing_is_started_on_a_full_disk() -> None:
+    found = choose([waiting("a", 1), waiting("b", 9)], Slots(8, 8, 4), "no room")
+    assert found == Choice(None, {"a": "no room", "b": "no room"})
+
+
 def test_a_large_job_is_overtaken_for_a_while_and_then_slots_are_kept_for_it() -> None:
     slots = Slots(8, 3, 4)
     for seconds, start in ((OVERTAKING_SECONDS, "b"), (OVERTAKING_SECONDS + 1, None)):

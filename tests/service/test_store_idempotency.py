@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from service.errors import ApiError, KeyReused
+from service.errors import ApiError, KeyReused, StoreFull
 from service.idempotency import create_once
 from service.store import Store
 
@@ -87,6 +87,21 @@ def test_a_refusal_gives_the_key_back(store: Store) -> None:
     with pytest.raises(ApiError, match="invalid_spec"):
         create_once(store, "key", "/v1/jobs", "body", "job_1", refuse, maker.find)
     assert once(store, "key", maker, "job_2", body="mended") == "job_2"
+
+
+def test_a_key_that_a_full_store_has_kept_is_given_back_when_it_comes_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = Maker()
+
+    def full(*_: str) -> Any:
+        raise StoreFull("fallline.db")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "release_idempotent", full)
+        with pytest.raises(StoreFull):
+            create_once(store, "key", "/v1/jobs", "body", "job_1", full, maker.find)
+    assert once(store, "key", maker, "job_2") == "job_2"
 
 
 def test_what_a_crash_left_made_is_found_and_not_made_again(store: Store) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy.event import listen
 
-from service.errors import InvalidTransition, LeaseLost
-from service.job_events import RegistrationBegins, TrainerEnded, TrainerLost
+from service.disk import WAITING
+from service.errors import InvalidTransition, LeadLost, LeaseLost, StoreFull
+from service.job_events import RegistrationBegins, TrainerEnded, TrainerLost, TrainerRuns
 from service.records import JobRecord, NewEvent
 from service.store import Store
 
@@ -260,3 +261,51 @@ def test_leases_expire_by_the_clock(store: Store, fill: Fill) -> None:
     before = time.time()
     job = claimed(store, seconds=30.0)
     assert before + 30 <= (job.lease_expires_at or 0.0) <= time.time() + 30
+
+
+def test_room_on_the_disk_resumes_what_the_service_has_paused_and_no_other(store: Store, fill: Fill) -> None:
+    data, full = fill.dataset(), f"{WAITING}: 1.0 MB are free"
+    theirs, ours, waits = (fill.job(dataset=data).id for _ in range(3))
+    store.request_pause(theirs)
+    held = claimed(store)
+    assert held.id == ours
+    store.apply(ours, TrainerRuns(time.time(), 1, full))
+    assert (store.get_job(ours).status, store.get_job(ours).status_reason) == ("running", full)
+    store.apply(ours, TrainerEnded(time.time(), 1, "paused"))
+    store.explain_wait(waits, full)
+    assert [store.get_job(job_id).status_reason for job_id in (theirs, ours, waits)] == [None, full, full]
+    store.take_lead("one", 60.0, None)
+    with pytest.raises(LeadLost):
+        store.led_by("another").room_again()
+    assert store.get_job(ours).status == "paused"
+    for _ in range(2):
+        store.led_by("one").room_again()
+        found = [store.get_job(job_id) for job_id in (theirs, ours, waits)]
+        assert [(job.status, job.status_reason) for job in found] == [
+            ("paused", None),
+            ("queued", None),
+            ("queued", None),
+        ]
+    told = [event.message for event in store.events_after(ours, 0, 9)]
+    assert told == ["queued", "started", full, f"paused: {full}", "resumed: the disk has room again"]
+
+
+def test_a_full_disk_is_told_and_nothing_is_written(store: Store, fill: Fill) -> None:
+    """SQLite's own limit of a database's size gives the very error that a full disk gives."""
+    job = fill.job()
+
+    def small(connection: sqlite3.Connection, _record: Any) -> None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    listen(store.database.engine, "connect", small)
+    store.database.engine.dispose()
+
+    def create_all() -> None:
+        for number in range(100):
+            store.create_job(f"job_{number}", "n", job.dataset_id, {"x": "x" * 5000}, {}, {}, None)
+
+    with pytest.raises(StoreFull, match=r"fallline\.db"):
+        create_all()
+    made = {each.id for each in store.list_jobs(100).data}
+    assert made == {job.id, *(f"job_{k}" for k in range(len(made) - 1))}

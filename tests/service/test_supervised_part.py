@@ -1,5 +1,6 @@
 """A part of the service: started, seen to end, started again; its log kept small."""
 
+import errno
 import os
 import select
 import sys
@@ -92,3 +93,18 @@ def test_a_log_moves_aside_when_it_has_grown(tmp_path: Path) -> None:
         writer.write(b"b")
     assert log.read_bytes() == b"b"
     assert (tmp_path / "api.log.1").read_bytes() == b"a" * 100
+
+
+def test_a_log_that_a_full_disk_has_no_room_to_copy_is_cut_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "api.log"
+    log.write_bytes(b"a" * 100)
+
+    def half(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:50])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", half)
+    trim_log(log, 99)
+    assert (log.read_bytes(), os.listdir(tmp_path)) == (b"", ["api.log"])
