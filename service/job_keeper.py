@@ -15,6 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from service import disk, reconcile, reports
 from service.artifacts import ArtifactStore
 from service.disk import DiskWatch
@@ -101,15 +103,14 @@ class JobKeeper:
     def turn(self) -> None:
         """One look at every job, then claims while there is room.
 
-        While the store takes nothing, what is to be written waits, and so does whatever would follow from it: the next
-        turn goes on where this one broke off. Trainers are asked all the same, for one that nobody asks ends; what they
-        say, they say again.
+        A store that is full, locked for long or away takes nothing: what is to be written waits, and so does whatever
+        would follow from it; the next turn goes on where this one broke off. Trainers are asked all the same, for one
+        that nobody asks ends; what they say, they say again.
         """
         try:
             self._turn()
         except StoreUnavailable as error:
             log.warning("%s; trainers go on meanwhile", error)
-            self._broke_off = True
             for held in list(self.held.values()):
                 with suppress(errors.TrainerLost):  # the next turn that may write finds it, and says so
                     held.handle.poll(held.acknowledged)
@@ -118,7 +119,7 @@ class JobKeeper:
         if self._broke_off:  # the store may have written what it gave no answer to
             for held in self.held.values():
                 held.acknowledged = self._heard(held.handle)
-            self._broke_off = False
+        self._broke_off = True
         self.lead.hold()
         self._look_at_disk()
         jobs = {job.id: job for job in self.store.leased_jobs(self.lead.owner)}
@@ -130,6 +131,7 @@ class JobKeeper:
             if job.id in self.held or job.id in self.waiting:
                 self._guarded(job, self._look)
         self._claim()
+        self._broke_off = False
 
     def _look_at_disk(self) -> None:
         """Jobs that wait for room go on as soon as there is some; that it lacks is for `_look` and `_next` to say."""
@@ -159,7 +161,7 @@ class JobKeeper:
         except errors.TrainerLost as error:
             why = str(error)
             self._guarded(job, lambda job: self._lost(job, why))
-        except (ClusterLost, LeadLost, StoreUnavailable):
+        except (ClusterLost, LeadLost, StoreUnavailable, SQLAlchemyError):
             raise
         except Exception as error:
             number = uuid.uuid4().hex[:12]

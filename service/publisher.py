@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Callable
 from typing import Protocol
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from service import disk, registrar
 from service.artifacts import ArtifactStore
 from service.errors import LeadLost, LeaseLost, StoreUnavailable
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 PASS_SECONDS = 0.3
 POINTS_SECONDS = 1.0
 ALIAS_SECONDS = 3.0
-AWAY_SECONDS = 1.0  # between two tries while the store takes nothing
+AWAY_SECONDS = 1.0  # between two tries to write into a store that is full or locked
 START_SECONDS = 60.0  # how long an MLflow that was never seen yet counts as starting
 WAITING, REFUSES = "waiting for MLflow since", "MLflow refuses"
 POINTS_PER_CALL = 1000
@@ -142,7 +144,7 @@ class Publisher(threading.Thread):
         """Run, points, model, end: each as far as the job is. What is wrong with one job is no matter to the others."""
         try:
             self._tell(mlflow, job)
-        except (TrackingDown, StoreUnavailable, LeadLost):
+        except (TrackingDown, StoreUnavailable, LeadLost, SQLAlchemyError):
             raise
         except LeaseLost as lost:
             log.info("%s", lost)

@@ -1,21 +1,21 @@
 """An HTTP proxy before a server that loses answers: what was asked for has been done, and nobody hears so."""
 
 import http.client
-import random
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 class LossyProxy(ThreadingHTTPServer):
-    """On a free loopback port, before the server on `port`. A share `loses` of all answers but those to GET is lost."""
+    """On a free loopback port, before the server on `port`. While it `loses`, so many of the first answers about each
+    path are lost, but for those to GET, which changes nothing."""
 
     daemon_threads = True
 
-    def __init__(self, port: int, seed: int) -> None:
+    def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.port, self.loses, self.lost = port, 0.0, list[str]()
-        self.draw = random.Random(seed)
+        self.port, self.loses, self.lost = port, 0, Counter[str]()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -35,8 +35,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = server.getresponse()
         content = answer.read()
         server.close()
-        if self.command != "GET" and self.server.draw.random() < self.server.loses:
-            self.server.lost.append(self.path)
+        if self.command != "GET" and self.server.lost[self.path] < self.server.loses:
+            self.server.lost[self.path] += 1
             self.close_connection = True
             return
         self.send_response(answer.status)

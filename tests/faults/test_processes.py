@@ -19,23 +19,23 @@ log = logging.getLogger(__name__)
 GONE_S = 10.0  # a service whose supervisor was killed is gone within
 
 
-@pytest.mark.parametrize("part", ["api", "controller", "mlflow", "ray"])
+@pytest.mark.parametrize("part", ["api", "controller", "mlflow"])
 def test_a_part_is_killed(running: Any, spec: Json, undisturbed: JobPicture, part: str) -> None:
     job_id = running.training(spec)
     with running.work_goes_on(job_id, f"kill -9 of {part}"):
         running.kill(part)
     running.succeeded(job_id, undisturbed)
     running.wait_for(running.is_ready, PATIENCE_S, "all parts")
-    if part != "ray":
-        assert running.faults(job_id) == [], "the trainer has noticed"
+    assert running.faults(job_id) == [], "the trainer has noticed"
 
 
-@pytest.mark.parametrize("program", ["raylet", "gcs_server"])
-def test_a_process_of_rays_is_killed(running: Any, spec: Json, undisturbed: JobPicture, program: str) -> None:
-    job_id = running.training(spec)
-    with running.work_goes_on(job_id, f"kill -9 of {program}"):
-        os.kill(running.named(program), signal.SIGKILL)
+@pytest.mark.parametrize("program", ["head", "raylet", "gcs_server"])
+def test_ray_is_killed_in_whole_or_in_part(running: Any, spec: Json, undisturbed: JobPicture, program: str) -> None:
+    job_id, before = running.training(spec), running.local.endpoints["ray"]
+    with running.work_goes_on(job_id, f"kill -9 of Ray's {program}"):
+        os.kill(running.local.endpoints["pids"]["ray"] if program == "head" else running.named(program), signal.SIGKILL)
     running.succeeded(job_id, undisturbed)
+    running.wait_for(lambda: running.local.endpoints["ray"] != before, PATIENCE_S, "another Ray")
     running.wait_for(running.is_ready, PATIENCE_S, "all parts")
 
 

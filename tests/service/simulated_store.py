@@ -157,7 +157,7 @@ class StoreView:
         return called
 
     def _may_be_away(self) -> None:
-        if self._world.trouble_with(0.01):
+        if self._world.trouble_with(0.003):
             raise StoreUnavailable("locked, or its answer is lost")
 
     def _now(self) -> float:
