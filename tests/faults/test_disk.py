@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from service.client import ServiceError
-from service.disk import AGAIN, WAITING, look
+from service.disk import WAITING, look
 from service.local_service import LocalService
 
 from .conftest import LEASE_SECONDS, WORKER_SLOTS, Job, Watched
@@ -200,7 +200,7 @@ def large(seed: int) -> Job:
 @pytest.mark.usefixtures("every_fault")
 def test_a_network_that_cannot_be_stored_waits_to_be_registered(running: Watched, home: Path) -> None:
     artifacts = home / "artifacts"
-    with filled(artifacts, leave=int(2 * AGAIN * look([artifacts])[artifacts].reserve(None))):
+    with filled(artifacts, leave=2 * look([artifacts])[artifacts].reserve(None)):
         job_id = running.submit(large(1))
         job = running.job(job_id, waits, PATIENCE_S)
         assert (job["status"], job["progress"]["phase"]) == ("running", "registering")
