@@ -143,7 +143,7 @@ def test_cancel_pause_and_resume_race_each_other_and_a_crash(
         is_cancelled = "cancel" in [name for _, name in calls]
         if not is_cancelled:
             running.job(job_id, lambda job: not job["pause_requested"], PATIENCE_S)
-            running.client.jobs.resume(job_id)
+            wish(running, "resume", job_id)
         told = f"seed {seed}, {[name for _, name in sorted(calls)]}, crash: {crash}"
         assert ends_once(running, job_id, undisturbed, told) == ("cancelled" if is_cancelled else "succeeded"), told
 
