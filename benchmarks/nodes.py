@@ -7,6 +7,7 @@ compared is what the exchange costs, not what a network does. The bytes are thos
 The model of many nodes (node_model.py) is drawn into nodes.png, beside a line with its measured parts.
 """
 
+import math
 import os
 import tempfile
 from dataclasses import replace
@@ -26,7 +27,8 @@ CASE = Case((784, 256, 128, 10), 128)
 SLOTS = (4, 4)  # and as many CPUs: all contenders are there at once
 TARGET, MOST_BYTES = 2.0, 1.1
 LINKS, LATENCY_S = (1e9, 1e10, 1e11), 50e-6  # bits a second; of a switched network
-LOOPBACK_BYTES_S, SUM_BYTES_S = 2e9, 5e9
+SUM_BYTES_S = 5e9
+LAYOUT = parameter_layout(network_graph(NetworkSpec(784, 10, (256, 128))))
 
 
 def run(results: Path, options: Options) -> list[Row]:
@@ -38,10 +40,10 @@ def run(results: Path, options: Options) -> list[Row]:
             os.environ |= ours_env | {ADDRESS: nodes.address}
             found = {result.name: result for result in race([(name, CASE) for name in NODE_CONTENDERS], options)}
             bytes_a_step = _bytes_a_step(options)
-            call_s, hop_s = measured_calls(nodes.address)
+            calls = measured_calls(nodes.address, LAYOUT.size)
     (alone,) = race([("ours", Case(CASE.sizes, CASE.batch // WORKERS))], options)
     if not alone.missing:
-        _model(results, CASE.batch / WORKERS / alone.rate, call_s, hop_s)
+        _model(results, CASE.batch / WORKERS / alone.rate, *calls)
     ours, *peers = found.values()
     rows = []
     for peer in peers:
@@ -56,21 +58,22 @@ def run(results: Path, options: Options) -> list[Row]:
     return rows
 
 
-def _model(results: Path, gradient_s: float, call_s: float, hop_s: float) -> None:
+def _model(results: Path, gradient_s: float, call_s: float, hop_s: float, object_s: float) -> None:
     """Draw it, and say what it predicts for the two nodes that were measured, whose link is this machine's memory."""
-    layout = parameter_layout(network_graph(NetworkSpec(784, 10, (256, 128))))
-    rows, blocks = CASE.batch // WORKERS, len(layout.blocks)
-    parts = Parts(gradient_s, rows, call_s, hop_s, SUM_BYTES_S, layout.size, blocks, LOOPBACK_BYTES_S, 0.0)
+    rows, blocks = CASE.batch // WORKERS, len(LAYOUT.blocks)
+    # The loopback's own time is in `object_s` already.
+    parts = Parts(gradient_s, rows, call_s, hop_s, object_s, SUM_BYTES_S, LAYOUT.size, blocks, math.inf, 0.0)
     results.mkdir(parents=True, exist_ok=True)
     draw(results / "nodes.png", replace(parts, latency_s=LATENCY_S), LINKS)
     predicted = examples_per_second(parts, len(SLOTS), "sync")
-    print(f"a call {1e3 * call_s:.2f} ms, a hop {1e3 * hop_s:.2f} ms, a gradient {1e3 * gradient_s:.2f} ms")
+    told = {"call": call_s, "hop": hop_s, "hop of a vector": object_s, "gradient": gradient_s}
+    print(", ".join(f"a {name} {1e3 * seconds:.2f} ms" for name, seconds in told.items()))
     print(f"the model says {predicted:,.0f} examples/s on {len(SLOTS)} nodes", flush=True)
 
 
 def lower_bound(nodes: int) -> float:
     """Bytes between nodes a step: all gradients but those that are there already, the parameters to all other nodes."""
-    size = parameter_layout(network_graph(NetworkSpec(784, 10, (256, 128)))).size * 4
+    size = LAYOUT.size * 4
     return WORKERS * size * (1 - 1 / nodes) + size * (nodes - 1)
 
 

@@ -100,7 +100,7 @@ class Supervisor:
         port = free_port()
         self.ray_address = f"{LOOPBACK}:{port}"
         folder = new_ray_folder(self.settings.home)
-        environment = ray_environment(own_environment(), self.token)
+        environment = ray_environment(self._environment(), self.token)  # whose home is absolute: workers read there
         return ray_head(environment, port, folder, self.settings.worker_slots)
 
     def _controller(self) -> Command:

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.node_model import MODES, NODES, Parts, examples_per_second, step_s
 from benchmarks.nodes import lower_bound
 
-PARTS = Parts(1e-3, 64, 1e-4, 1e-3, 5e9, 235_146, 4, 1.25e9, 5e-5)
+PARTS = Parts(1e-3, 64, 1e-4, 1e-3, 5e-3, 5e9, 235_146, 4, 1.25e9, 5e-5)
 
 
 def test_one_node_exchanges_nothing() -> None:
@@ -23,7 +23,7 @@ def test_more_nodes_make_no_step_shorter(mode: str) -> None:
 def test_modes_help_where_the_link_is_what_is_short_of() -> None:
     slow = replace(PARTS, link_bytes_s=1e7)
     sync, half, local = (examples_per_second(slow, 10, mode) for mode in MODES)
-    assert half == pytest.approx(2 * sync, rel=0.1)
+    assert 1.3 * sync < half < 2.1 * sync  # half the bytes, and fewer aggregators for them
     assert local == pytest.approx(16 * sync, rel=0.3)
 
 

@@ -8,6 +8,8 @@ import pytest
 from service.embedded import mlflow_server, python_module, ray_environment, ray_head, without_ray
 from service.home import ServeError
 from service.ports import chosen_port, free_port, is_free, listens, reachable
+from service.settings import Settings
+from service.supervisor import Supervisor
 
 ENVIRON = {
     "PATH": "/bin",
@@ -35,6 +37,18 @@ def test_ray_stays_on_this_machine(tmp_path: Path) -> None:
     assert command.environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert command.remove == tmp_path
     assert not [argument for argument in command.arguments if "secret" in argument]  # `ps` shows arguments to all
+
+
+def test_workers_find_the_services_home_wherever_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative home is relative to where the service was started, and Ray's workers run elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FALLLINE_HOME", "here")
+    settings = Settings.from_environment({"FALLLINE_HOME": "here", "FALLLINE_PORT": "0", "FALLLINE_MLFLOW_PORT": "0"})
+    settings.make_folders()
+    (settings.home / "run").mkdir(exist_ok=True)
+    command = Supervisor(settings)._ray()
+    command.folder.rmdir()
+    assert command.environment["FALLLINE_HOME"] == str(tmp_path / "here")
 
 
 def test_mlflow_keeps_to_its_folder_and_its_host(tmp_path: Path) -> None:
