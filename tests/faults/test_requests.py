@@ -197,6 +197,7 @@ def test_sigterm_with_500_open_event_streams_ends_within_the_stated_time(
     assert {stream[-5:] for stream in streams} == {b"0\r\n\r\n"}, "a stream was cut off"
     running.wait_for(lambda: not running.family.escaped(), END_SECONDS, "the end of every process")
     running.start_again()
+    running.wait_for(running.is_ready, PATIENCE_S, "all parts")  # the checker asks MLflow, too
     running.job(job_id, lambda job: running.step(job) > 0, PATIENCE_S)
     running.client.jobs.cancel(job_id)
     running.job(job_id, running.ended, PATIENCE_S)
