@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from core.network import Network, NetworkSpec, initial_parameters
 from core.optimizers import OptimizerSpec, make_optimizer
+from worker.numerics import small_product
 from worker.reduction import is_finite, mean_block
 
 Array = NDArray[Any]
@@ -137,7 +138,7 @@ class Engine(Contender):
     def prepare(self) -> None:
         case = self.case
         spec = NetworkSpec(case.sizes[0], case.sizes[-1], case.sizes[1:-1], case.activation)
-        self.network = Network(spec, case.batch)
+        self.network = Network(spec, case.batch, small_product(case.threads))
         self.optimizer = make_optimizer(OptimizerSpec("sgd", RATE))
         self.now = initial_parameters(spec, 0)
         self.gradient = np.empty_like(self.now)
@@ -146,29 +147,29 @@ class Engine(Contender):
         self.targets = self.targets.astype(np.int32)
 
     def step(self, rows: Array) -> None:
-        self.differentiate(rows)
-        for block in self.network.layout.blocks:
-            self.update(self.now[block], self.gradient[block], self.gradient[block])
+        self.descend(rows, self.gradient)
         self.now, self.gradient = self.gradient, self.now
 
-    def differentiate(self, rows: Array) -> None:
-        """Gather the minibatch; the gradient of its summed loss."""
-        np.take(self.features, rows, axis=0, out=self.batch_features, mode="clip")
-        np.take(self.targets, rows, out=self.batch_targets, mode="clip")
-        self.network.loss_and_gradient(self.now, self.gradient, self.batch_features, self.batch_targets)
+    def descend(self, rows: Array, after: Array) -> None:
+        """Write the next parameters into `after`, block by block. The loss's derivative takes the rate in, as in
+        worker.local_steps, so that the gradient need not be multiplied."""
+        self.differentiate(rows, RATE / self.case.batch)
+        for block in self.network.layout.blocks:
+            self.optimizer.update(1, 1.0, self.now[block], self.gradient[block], (), after[block], ())
 
-    def update(self, now: Array, gradient: Array, after: Array) -> None:
-        """The update of one block; the rate is that of a mean gradient."""
-        self.optimizer.update(1, RATE / self.case.batch, now, gradient, (), after, ())
+    def differentiate(self, rows: Array, scale: float = 1.0) -> None:
+        """Gather the minibatch; the gradient of `scale` times its summed loss."""
+        x, y = self.batch_features, self.batch_targets
+        self.features.take(rows, 0, x, "clip")
+        self.targets.take(rows, 0, y, "clip")
+        self.network.loss_and_gradient(self.now, self.gradient, x, y, scale=scale)
 
 
 class EngineInPlace(Engine):
     """The engine with its parameters updated in place, as the yardstick and the libraries do."""
 
     def step(self, rows: Array) -> None:
-        self.differentiate(rows)
-        for block in self.network.layout.blocks:
-            self.update(self.now[block], self.gradient[block], self.now[block])
+        self.descend(rows, self.now)
 
 
 class EngineChecked(Engine):

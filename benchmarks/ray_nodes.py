@@ -38,19 +38,21 @@ class RayNode:
         self.number, self.address, self.home, self.process = number, _ip(number), home, process
 
     @property
-    def raylet(self) -> int:
-        """The pid of its raylet; 0 while it is not there."""
+    def raylet(self) -> int | None:
+        """The pid of its raylet; None while it is not there."""
         for pid in launcher.descendants(self.process.pid):
             try:
                 if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet"):
                     return pid
             except (FileNotFoundError, ProcessLookupError):
                 continue  # it has just ended
-        return 0
+        return None
 
     def kill(self) -> None:
-        """SIGKILL to the raylet: the rest of the node ends of itself, as Ray has it."""
-        os.kill(self.raylet, signal.SIGKILL)
+        """SIGKILL to the raylet, once there is one: the rest of the node ends of itself, as Ray has it."""
+        _wait(lambda: self.raylet)
+        if (pid := self.raylet) is not None:
+            os.kill(pid, signal.SIGKILL)
 
 
 class RayNodes:

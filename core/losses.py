@@ -101,7 +101,7 @@ class CrossEntropy(Loss):
         elements = message.reshape(-1)
         elements.take(at, out=by_row, mode="clip")
         np.subtract(by_row, signal, out=by_row)
-        elements[at] = by_row
+        elements.put(at, by_row, mode="clip")
 
 
 def _softmax_workspace(storage: Storage, shape: Shape) -> tuple[Array, ...]:
@@ -124,7 +124,7 @@ def _shift(z: Array, x: Array, turned: Array, maximum: Array) -> None:
 def _normalize(z: Array, total: Array, spread: Array, ones: Array) -> None:
     """z = e^z / total with total the sum of e^z over each row."""
     np.exp(z, out=z)
-    np.matmul(z, ones, out=total)
+    z.dot(ones, total)
     np.copyto(spread, total[:, None])
     np.divide(z, spread, out=z)
 
@@ -214,7 +214,7 @@ class SquaredError(Loss):
         squares, halves = others
         np.subtract(x, t, out=slopes)
         np.multiply(slopes, slopes, out=squares)
-        np.matmul(squares, halves, out=z)
+        squares.dot(halves, z)
 
     def to_x(self, message: Array, signal: Array, z: Array, x: Array, t: Array, *workspace: Array) -> None:
         slopes, *_ = workspace
@@ -247,7 +247,7 @@ class Huber(SquaredError):
         np.add(errors, errors, out=errors)
         np.subtract(errors, slopes, out=errors)
         np.multiply(errors, slopes, out=errors)
-        np.matmul(errors, halves, out=z)
+        errors.dot(halves, z)
 
 
 LOSSES: dict[str, type[Loss]] = {

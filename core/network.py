@@ -52,12 +52,13 @@ class Network:
     it was last given are referred to until others take their place.
     """
 
-    def __init__(self, spec: NetworkSpec, rows: int) -> None:
+    def __init__(self, spec: NetworkSpec, rows: int, small_product: int = 0) -> None:
+        """`small_product`: what BLAS does without packing (`Storage`). The bits depend on it."""
         self.spec, self.rows = spec, rows
         self.graph = network_graph(spec)
         self.layout = parameter_layout(self.graph)
         self._predictions = "outputs" if spec.make_loss().prediction is None else "predictions"
-        self._storage = Storage(spec.dtype)
+        self._storage = Storage(spec.dtype, small_product)
         self._plans: OrderedDict[int, _Planned] = OrderedDict()
         self._parameter_views = RecentViews(self.layout, spec.dtype)
         self._gradient_views = RecentViews(self.layout, spec.dtype)
@@ -73,14 +74,16 @@ class Network:
         targets: NDArray[Any],
         weights: NDArray[Any] | None = None,
         draw: Draw | None = None,
+        scale: float = 1.0,
     ) -> float:
-        """The weighted sum over the rows of their losses; `gradient` (P,) is overwritten with its derivative.
+        """The weighted sum over the rows of their losses; `gradient` (P,) is overwritten with `scale` times its own.
 
         `parameters` (P,) may be read-only. `features` (n, inputs), 0 <= n <= rows. `targets`: int32 (n,) class numbers
         within [0, outputs), which is not checked, or values (n, outputs). `weights` (n,), None meaning ones. All but
         class numbers are of the network's dtype, else GraphError is raised. `draw` (seed, step, shard) decides which
-        units dropout silences; None: none. Sums, not means: the sum over the parts of
-        a minibatch is that of the whole. What is not finite passes through without a warning: check the results.
+        units dropout silences; None: none. Sums, not means: the sum over the parts of a minibatch is that of the whole.
+        `scale` costs nothing here, and a pass over all of `gradient` afterwards. What is not finite passes through
+        without a warning: check the results.
         """
         if len(features) == 0:
             gradient.fill(0)
@@ -88,7 +91,7 @@ class Network:
         plan = self._bind(parameters, features, targets, weights, draw)
         plan.bind_gradients(self._gradient_views(gradient))
         loss = float(plan.forward("loss"))
-        plan.backward()
+        plan.backward(scale)
         self._last = plan
         return loss
 

@@ -1,11 +1,13 @@
 """Operations that change shapes: products of matrices, concatenation, sums. Those by element are in `elementary`."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from .elementary import Add, Cos, Divide, Exp, Log, Multiply, Negate, Power, Scale, Sin, Sqrt, Square, Subtract
 from .operation import Binary, LocalDerivative, Operation, Unary
+from .products import multiply, pieces
 from .storage import ROWS, Array, Shape, Storage
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
 # Where a product with the transpose of W is slower than one with W and both vectors turned (measured with OpenBLAS).
 _FEW_ROWS = range(8, 49)
 _LARGE = 1 << 14
+# Up to so many rows, what BLAS spends on packing is worth cutting products into small ones.
+_ROWS_OF_PIECES = 64
 
 
 class Affine(Operation):
@@ -52,47 +56,49 @@ class Affine(Operation):
                 return (ROWS, units)
         raise ValueError("expected x (rows, inputs), W (inputs, units), b (units,)")
 
-    def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
+    def workspace(self, storage: Storage, *parents: Shape) -> tuple[Any, ...]:
         (_, inputs), (_, units), _ = parents
-        spread, ones = storage.scratch((ROWS, units)), storage.constant(1.0, (ROWS,))
-        return spread, ones, storage.scratch((units, ROWS)), storage.scratch((inputs, ROWS))
+        rows = storage.rows
+        largest = storage.small_product if rows <= _ROWS_OF_PIECES else 0
+        return (
+            storage.scratch((ROWS, units)),
+            storage.constant(1.0, (ROWS,)),
+            storage.scratch((units, ROWS)),
+            storage.scratch((inputs, ROWS)),
+            pieces(units, rows * inputs, largest),
+            pieces(inputs, rows * units, largest),
+        )
 
-    def forward(self, z: Array, x: Array, w: Array, b: Array, spread: Array, *_: Array) -> None:
-        np.matmul(x, w, out=z)
+    def forward(self, z: Array, x: Array, w: Array, b: Array, spread: Array, *workspace: Any) -> None:
+        *_, by_units, _ = workspace
+        if by_units:
+            multiply(w.T, x.T, z.T, by_units)
+        else:
+            multiply(x, w, z)
         np.copyto(spread, b)  # z + b would do the same through a buffer that NumPy allocates
-        np.add(z, spread, out=z)
+        np.add(z, spread, z)
 
     def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
         return self.to_x, self.to_w, self.to_b
 
-    def to_x(self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, *workspace: Array) -> None:
+    def to_x(self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, *workspace: Any) -> None:
         if len(signal) in _FEW_ROWS and w.size >= _LARGE:  # BLAS would spend longer on turning W than on the product
-            _, _, turned_signal, turned_message = workspace
+            _, _, turned_signal, turned_message, _, by_inputs = workspace
             np.copyto(turned_signal, signal.T)
-            np.matmul(w, turned_signal, out=turned_message)
+            multiply(w, turned_signal, turned_message, by_inputs)
             np.copyto(message, turned_message.T)
         else:
-            np.matmul(signal, w.T, out=message)
+            multiply(signal, w.T, message)
 
-    def to_w(self, message: Array, signal: Array, z: Array, x: Array, *_: Array) -> None:
+    def to_w(self, message: Array, signal: Array, z: Array, x: Array, *others: Any) -> None:
         if len(x) == 1:  # BLAS is slow at an outer product
-            np.multiply(x.T, signal, out=message)
+            np.multiply(x.T, signal, message)
         else:
-            np.matmul(x.T, signal, out=message)
+            multiply(x.T, signal, message, others[-1])
 
-    def to_b(
-        self,
-        message: Array,
-        signal: Array,
-        z: Array,
-        x: Array,
-        w: Array,
-        b: Array,
-        spread: Array,
-        ones: Array,
-        *_: Array,
-    ) -> None:
-        np.matmul(ones, signal, out=message)  # faster than a sum over the first axis
+    def to_b(self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, *workspace: Any) -> None:
+        _, ones, *_ = workspace
+        ones.dot(signal, message)  # faster than a sum over the first axis
 
 
 class MatMul(Operation):
@@ -107,16 +113,16 @@ class MatMul(Operation):
         return n, m
 
     def forward(self, z: Array, x: Array, y: Array) -> None:
-        np.matmul(x, y, out=z)
+        multiply(x, y, z)
 
     def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
         return self.to_x, self.to_y
 
     def to_x(self, message: Array, signal: Array, z: Array, x: Array, y: Array) -> None:
-        np.matmul(signal, y.T, out=message)
+        multiply(signal, y.T, message)
 
     def to_y(self, message: Array, signal: Array, z: Array, x: Array, y: Array) -> None:
-        np.matmul(x.T, signal, out=message)
+        multiply(x.T, signal, message)
 
 
 class Concatenate(Operation):
@@ -166,8 +172,7 @@ class WeightedSum(Operation):
     def forward(self, z: Array, x: Array, w: Array, wide_x: Array, wide_w: Array) -> None:
         np.copyto(wide_x, x)
         np.copyto(wide_w, w)
-        np.multiply(wide_x, wide_w, out=wide_x)
-        np.add.reduce(wide_x, out=z)
+        wide_x.dot(wide_w, z)
 
     def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
         return self.to_x, None

@@ -71,6 +71,11 @@ class Optimizer(ABC):
     def __init__(self, spec: OptimizerSpec) -> None:
         self.spec = spec
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the update is w - rate g and nothing else: the rate may then be taken into the gradient."""
+        return False
+
     @np.errstate(all="ignore")
     def update(
         self,
@@ -84,9 +89,9 @@ class Optimizer(ABC):
     ) -> None:
         """Write the parameters and state after `step` (counted from 1) into `out_parameters` and `out_state`.
 
-        All are one-dimensional, of one length and dtype, and do not overlap (plain SGD, without momentum, weight decay
-        and l1, may write over its parameters, or over the gradient). `gradient` is used as scratch. Allocates nothing.
-        What is not finite passes through without a warning: check the results.
+        All are one-dimensional, of one length and dtype, and do not overlap (one that `is_plain` may write over its
+        parameters, or over the gradient). `gradient` is used as scratch. Allocates nothing. What is not finite passes
+        through without a warning: check the results.
         """
         if self.spec.l1:
             np.sign(parameters, out=out_parameters)
@@ -111,6 +116,10 @@ class SGD(Optimizer):
         super().__init__(spec)
         self.state_vectors = 1 if spec.momentum else 0
 
+    @property
+    def is_plain(self) -> bool:
+        return not (self.spec.momentum or self.spec.weight_decay or self.spec.l1)
+
     def _update(
         self, step: int, rate: float, w: Vector, g: Vector, old: Sequence[Vector], new_w: Vector, *new: Vector
     ) -> None:
@@ -127,8 +136,9 @@ class SGD(Optimizer):
                 np.add(g, scratch, out=g)
             else:
                 direction = v
-        np.multiply(direction, rate, out=g)
-        np.subtract(w, g, out=new_w)
+        if rate != 1.0:
+            direction = np.multiply(direction, rate, g)
+        np.subtract(w, direction, new_w)
 
 
 class AdaGrad(Optimizer):

@@ -91,8 +91,9 @@ class Plan:
         value = self._values[output]
         return value.array if isinstance(value, Place) else value
 
-    def backward(self) -> None:
-        """Write the gradient of the loss, as the last `forward(loss)` left it, into the places of `gradients`."""
+    def backward(self, scale: float = 1.0) -> None:
+        """Write the gradient of `scale` L, as the last `forward(loss)` left L, into the places of `gradients`."""
+        self._scale.fill(scale)
         for function, arguments in self._backward:
             function(*arguments)
 
@@ -167,7 +168,7 @@ class Plan:
         learned = graph.descendants(*(parameter.name for parameter in graph.parameters))
         concerned = learned & graph.ancestors(self._loss)
         signals = self._signals
-        signals[self._loss] = np.ones_like(self.value(self._loss))  # dL/dL
+        signals[self._loss] = self._scale = np.ones_like(self.value(self._loss))  # dL/dL
         for node in (graph[name] for name in reversed(graph.order) if name in concerned):
             if not isinstance(node, Node) or node.name not in signals:
                 continue

@@ -20,10 +20,14 @@ _ALIGNMENT = 64  # bytes: a cache line, and the widest SIMD register
 
 
 class Storage:
-    """Hands out arrays of a plan's dtype, in which ROWS stands for its number of rows."""
+    """Hands out arrays of a plan's dtype, in which ROWS stands for its number of rows.
 
-    def __init__(self, dtype: DTypeLike) -> None:
-        self.dtype = np.dtype(dtype)
+    `small_product`: so many multiplications a matrix product may have for BLAS to do it without packing its operands,
+    which is faster where rows are few; 0 where BLAS knows no such thing.
+    """
+
+    def __init__(self, dtype: DTypeLike, small_product: int = 0) -> None:
+        self.dtype, self.small_product = np.dtype(dtype), small_product
         self.rows = 0
         self._buffers: list[Array] = []
         self._scratch: list[Array] = []

@@ -15,7 +15,7 @@ from core.diagnostics import series, update_ratios
 from core.network import Network
 from worker.fetched import prepared_here
 from worker.local_steps import LocalSteps
-from worker.numerics import fingerprint, machine
+from worker.numerics import fingerprint, machine, small_product
 from worker.plan import Attached, ShardReport, StepPlan
 from worker.reduction import shares, span
 from worker.sampling import evaluation_part, share
@@ -54,7 +54,7 @@ class GradientWorker:
         with prepared_here(plan.folder, plan.data_sha256, read) as prepared:
             self._arrays = {split: prepared.arrays(split) for split in prepared.rows}
         rows = max(plan.sampling.largest_part(), 1)
-        self._network = Network(plan.network, rows)
+        self._network = Network(plan.network, rows, small_product(plan.threads_per_worker))
         self._evaluator = Network(plan.network, _EVALUATION_ROWS)
         features, targets, weights = self._arrays["train"]
         if prepared.class_weights is not None:
@@ -93,10 +93,13 @@ class GradientWorker:
             )
         return ShardReport(step, shard, len(rows), weight, loss)
 
-    def _sums(self, number: int, shard: int, rows: Array, parameters: Array, gradient: Array) -> tuple[float, float]:
+    def _sums(
+        self, number: int, shard: int, rows: Array, parameters: Array, gradient: Array, factor: float | None = None
+    ) -> tuple[float, float]:
         """Overwrite `gradient` with that of the summed loss over `rows`; the loss, and the rows' weight.
 
-        `number`: of the minibatch, from 1, which decides with the shard what dropout drops.
+        `number`: of the minibatch, from 1, which decides with the shard what dropout drops. `factor`: with
+        that of so many times their mean loss instead.
         """
         count = len(rows)
         features, targets, weights = self._arrays["train"]
@@ -107,9 +110,10 @@ class GradientWorker:
         if weights is not None and self._weights is not None:
             w = self._weights[:count]
             _take(weights, rows, w)
+        weight = float(count) if w is None else float(w.sum(dtype=np.float64))
         assert self._plan is not None
-        loss = self._network.loss_and_gradient(parameters, gradient, x, y, w, (self._plan.sampling.seed, number, shard))
-        return loss, float(count) if w is None else float(w.sum(dtype=np.float64))
+        draw, scale = (self._plan.sampling.seed, number, shard), 1.0 if factor is None else factor / (weight or 1.0)
+        return self._network.loss_and_gradient(parameters, gradient, x, y, w, draw, scale), weight
 
     def gradients(self, step: int, shards: tuple[int, ...], *parts: Array) -> tuple[Any, ...]:
         """The gradient of each of `shards`, and last the tuple of their reports: one message each.
@@ -179,6 +183,6 @@ def _whole(parts: tuple[Array, ...]) -> Array:
 def _take(source: Array, rows: Array, out: Array) -> None:
     """Rows of `source` into `out`. mode="clip": the default checks the indexes first and buffers the output."""
     if source.dtype == out.dtype:
-        np.take(source, rows, axis=0, out=out, mode="clip")
+        source.take(rows, 0, out, "clip")
     else:
         out[...] = source[rows]

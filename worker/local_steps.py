@@ -27,7 +27,7 @@ from worker.plan import LocalPlan, StepPlan, StepReport
 from worker.reduction import clip_factor, norm, square_sum
 
 Array = NDArray[Any]
-Gradient = Callable[[int, Array, Array, Array], tuple[float, float]]
+Gradient = Callable[[int, Array, Array, Array, float], tuple[float, float]]
 
 # The outer optimizers by name. Nesterov's numbers are those that DiLoCo found best (section 3.1 of the paper).
 OUTER: dict[str, OptimizerSpec] = {
@@ -64,6 +64,7 @@ class LocalSteps:
 
     def __init__(self, plan: LocalPlan, network: NetworkSpec) -> None:
         self._plan, self._optimizer = plan, make_optimizer(plan.optimizer)
+        self._takes_rate = self._optimizer.is_plain and plan.optimizer.clip_norm is None  # into the gradient
         layout, limit = parameter_layout(network_graph(network)), plan.optimizer.max_norm
         self._blocks, dtype = layout.blocks, np.dtype(network.dtype)
         self._max_norm = None if limit is None else MaxNorm(layout, dtype, limit)
@@ -77,36 +78,34 @@ class LocalSteps:
         """Overwrite `out` (P,) with `parameters` less what a step for each of `minibatches` makes of them, times the
         weight of their rows. Returns the sum of the losses, each where it was met, and that weight.
 
-        `before`: local steps before this round. `gradient` (step, rows, parameters, out) -> (loss, weight), both sums,
-        overwrites `out` with the gradient of that loss. What is not finite comes out as such.
+        `before`: local steps before this round. `gradient` (step, rows, parameters, out, factor) -> (loss, weight),
+        both sums, overwrites `out` with `factor` times the gradient of the mean loss. What is not finite comes out as
+        such.
         """
         self._states[0].fill(0)
         at, loss, weight = parameters, 0.0, 0.0
         for number, rows in enumerate(minibatches):
-            part, rows_weight = gradient(before + number + 1, rows, at, out)
+            step = before + number + 1
+            rate = learning_rate(self._plan.schedule, self._plan.optimizer.learning_rate, step, self._plan.steps)
+            part, rows_weight = gradient(step, rows, at, out, rate if self._takes_rate else 1.0)
             loss, weight = loss + part, weight + rows_weight
-            at = self._step(before, number, rows_weight or 1.0, at, out)
+            at = self._step(number, 1.0 if self._takes_rate else rate, at, out)
         with np.errstate(all="ignore"):
             np.subtract(parameters, at, out=out)
             np.multiply(out, weight, out=out)
         return loss, weight
 
     @np.errstate(all="ignore")
-    def _step(self, before: int, number: int, divisor: float, parameters: Array, gradient: Array) -> Array:
-        """The parameters after local step `number`, from 0, of the round; `gradient` (P,), a sum, is used up."""
-        spec, plan = self._plan.optimizer, self._plan
-        factor = 1.0 / divisor
-        if spec.clip_norm is not None:
-            found = norm(square_sum(gradient[block]) for block in self._blocks) * factor
-            factor *= clip_factor(found, spec.clip_norm) if math.isfinite(found) else math.nan
-        rate = learning_rate(plan.schedule, spec.learning_rate, before + number + 1, plan.steps)
+    def _step(self, number: int, rate: float, parameters: Array, gradient: Array) -> Array:
+        """The parameters after local step `number`, from 0, of the round; `gradient` (P,) is used up."""
+        clip_norm = self._plan.optimizer.clip_norm
+        if clip_norm is not None:
+            found = norm(square_sum(gradient[block]) for block in self._blocks)
+            np.multiply(gradient, clip_factor(found, clip_norm) if math.isfinite(found) else math.nan, out=gradient)
         new, old_state, state = self._parameters[number % 2], self._states[number % 2], self._states[1 - number % 2]
         for block in self._blocks:
-            mean = gradient[block]
-            np.multiply(mean, factor, out=mean)
-            self._optimizer.update(
-                number + 1, rate, parameters[block], mean, list(old_state[:, block]), new[block], list(state[:, block])
-            )
+            before, after = list(old_state[:, block]), list(state[:, block])
+            self._optimizer.update(number + 1, rate, parameters[block], gradient[block], before, new[block], after)
         if self._max_norm is not None:
             self._max_norm.apply(new)
         return new

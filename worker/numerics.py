@@ -13,6 +13,19 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
+# OpenBLAS's kernels, by name, that multiply small matrices without packing them; and up to how many multiplications
+# (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c; dgemm's has the same limit).
+_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
+_SMALL_PRODUCT = 10**6
+
+
+def small_product(threads: int) -> int:
+    """What core.network.Network is told of this process's BLAS, which computes with `threads` threads.
+
+    With several, larger products are worth more: those small kernels use one.
+    """
+    return _SMALL_PRODUCT if threads == 1 and _numpys_blas().get("architecture") in _SMALL_KERNELS else 0
+
 
 @cache
 def fingerprint() -> str:

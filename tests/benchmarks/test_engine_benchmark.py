@@ -28,6 +28,20 @@ rows = [peer_row("g", case, ours, peer, 1.9) for peer in (fastest([slow, fast, g
 print(json.dumps([row.to_json() for row in rows]))
 print(case.flops)
 """
+SAME = """
+import json
+import numpy as np
+from benchmarks.contenders import CONTENDERS, Case
+from benchmarks.race import rows_for
+case = Case((8, 6, 3), 16)
+moved = []
+for name in ("ours", "ours in place", "ours checked"):
+    contender = CONTENDERS[name](case, *rows_for(case, None))
+    start = contender.now.copy()
+    contender.run(20)
+    moved.append(contender.now - start)
+print(json.dumps([float(np.abs(moved[0]).max()), *(float(np.abs(m - moved[0]).max()) for m in moved[1:])]))
+"""
 
 
 def run(code):
@@ -42,6 +56,12 @@ def test_contenders_take_turns_and_a_missing_one_says_so():
     assert by_hand == ["hand-written", 3, ""]
     assert sklearn == ["scikit-learn", 3, ""]
     assert torch in (["PyTorch", 3, ""], ["PyTorch", 0, "torch is not installed"])
+
+
+def test_the_engine_does_the_same_however_it_is_updated():
+    moved, *differences = json.loads(run(SAME)[0])
+    assert moved > 0.01
+    assert max(differences) < 1e-5
 
 
 def test_rows_hold_the_median_ratio_of_the_rounds_against_the_faster_peer():

@@ -139,6 +139,20 @@ def test_same_inputs_same_bits_wherever_the_arrays_lie():
         np.testing.assert_array_equal(moved[1], gradient)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_scale_is_the_gradients_and_not_the_losss(loss):
+    spec = spec_of(loss)
+    network, parameters = Network(spec, 20), initial_parameters(spec, 0)
+    arrays = data(spec, 20)
+    expected, gradient = gradient_of(network, parameters, *arrays)
+    scaled = np.empty_like(gradient)
+    assert network.loss_and_gradient(parameters, scaled, *arrays, scale=-0.3) == expected
+    np.testing.assert_allclose(scaled, -0.3 * gradient, rtol=1e-12, atol=1e-15)
+    again = np.empty_like(gradient)
+    network.loss_and_gradient(parameters, again, *arrays)
+    np.testing.assert_array_equal(again, gradient)
+
+
 @pytest.mark.parametrize(
     ("loss", "activation"),
     [("cross_entropy", activation) for activation in ACTIVATIONS] + [(loss, "relu") for loss in LOSSES],
@@ -146,9 +160,9 @@ def test_same_inputs_same_bits_wherever_the_arrays_lie():
 def test_a_steady_state_step_allocates_nothing(loss, activation):
     """Two parameter buffers that take turns, full batches and partial ones: no array's worth of memory."""
     spec = spec_of(loss, activation, "float32", hidden=(64, 64), inputs=50)
-    network = Network(spec, 256)
+    network = Network(spec, 256, small_product=100_000)  # which makes pieces of the smallest batch's products
     parameters = [initial_parameters(spec, seed) for seed in (0, 1)]
-    gradient, batches = np.empty_like(parameters[0]), [data(spec, 256), data(spec, 100)]
+    gradient, batches = np.empty_like(parameters[0]), [data(spec, rows) for rows in (256, 100, 40)]
 
     def steps():
         for now in parameters:
@@ -164,7 +178,7 @@ def test_a_steady_state_step_allocates_nothing(loss, activation):
     steps()
     after, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak - before < 2500  # views; the outputs of the smaller batch's layers would be 25,600
+    assert peak - before < 2500  # views; the outputs of the smallest batch's layers would be 10,240
     assert after - before < 500
 
 

@@ -233,6 +233,7 @@ def test_an_upload_that_does_not_fit_is_refused_before_it_is_written(
 
 @pytest.mark.usefixtures("every_fault")
 def test_jobs_train_while_shared_memory_is_full(running: Watched, spec: Job, undisturbed: JobPicture) -> None:
-    """The segment of a job is a memfd; Ray's object store has its own."""
+    """The segment of a job is a memfd. A large network comes back through Ray's object store."""
     with filled(Path("/dev/shm")):
         succeeded(running, running.submit(spec), undisturbed)
+        succeeded(running, running.submit(large(4)), None)

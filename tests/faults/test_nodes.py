@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 SLOTS = (2, 2, 2, 2)
 SEED = int(os.environ.get("FALLLINE_FAULTS_SEED", "0"))
-ALL, QUICK = (50, 10, 200), (4, 1, 60)  # kills, jobs, epochs of 10 steps
+ALL, QUICK = (50, 10, 120), (4, 1, 60)  # kills, jobs, epochs of 10 steps
 DELAY_S = 1.5  # a kill comes at a moment drawn evenly from so long after the last one was got over
 TOKEN = "RAY_AUTH_TOKEN"
 

@@ -39,7 +39,12 @@ class SimulatedStore:
     def submit(self, random: Random) -> None:
         number = len(self.jobs) + 1
         workers = random.choice(("auto", 1, 2, 4))
-        spec = {"distribution": {"workers": workers, "shards": 4}, "model": {"deploy": "never"}, "split": {}}
+        spec = {
+            "distribution": {"workers": workers, "shards": 4},
+            "model": {"deploy": "never"},
+            "split": {},
+            "training": {},
+        }
         empty: dict[str, Any] = dict.fromkeys(JobRecord.__dataclass_fields__)
         flags = dict.fromkeys(("cancel_requested", "pause_requested", "registering", "run_ended"), False)
         counts = dict.fromkeys(("lease_epoch", "event_count", "point_count", "published_seq"), 0)

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -96,13 +97,20 @@ def by_hand(plan: StepPlan, prepared: PreparedDataset, outer: str, rounds: int) 
     return start, losses
 
 
-@pytest.mark.parametrize("outer", OUTER)
-@pytest.mark.parametrize("shards", [1, 3, 8])
-def test_a_round_is_what_a_plain_program_makes_of_it(make_step_plan: MakeStepPlan, outer: str, shards: int) -> None:
+@pytest.mark.parametrize(("outer", "shards"), [*product(OUTER, [1, 3, 8])])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_a_round_is_what_a_plain_program_makes_of_it(
+    make_step_plan: MakeStepPlan, outer: str, shards: int, momentum: float
+) -> None:
     """Over two epochs and more: short rounds, partial minibatches, shards without rows, dropout, a schedule."""
     data, schedule = {"weight_column": "weight"}, ScheduleSpec("cosine", 0.1)
     given, prepared = make_step_plan(
-        dtype="float64", data=data, batch_size=8, optimizer=MOMENTUM, shards=shards, schedule=schedule
+        dtype="float64",
+        data=data,
+        batch_size=8,
+        optimizer=replace(MOMENTUM, momentum=momentum),
+        shards=shards,
+        schedule=schedule,
     )
     plan = local(given, outer, dropout=0.3)
     with closing(InProcessExchange(plan, SEED)) as exchange:
@@ -222,10 +230,10 @@ class DiesInARound(GradientWorker):
             assert self._local is not None
             goes_on = self._local._step
 
-            def step_or_die(before: int, number: int, *rest: Any) -> np.ndarray:
+            def step_or_die(number: int, *rest: Any) -> np.ndarray:
                 if number == 2:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return goes_on(before, number, *rest)
+                return goes_on(number, *rest)
 
             self._local._step = step_or_die  # type: ignore[method-assign]
         return super().gradient(step, shard, parameters, gradient)

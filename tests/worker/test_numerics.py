@@ -65,3 +65,9 @@ def test_another_librarys_blas_changes_nothing() -> None:
         for first in ("", "import scipy.linalg; ")
     ]
     assert found[0] == found[1]
+
+
+def test_small_products_are_one_threads_of_kernels_that_know_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernel, largest in {"SkylakeX": 10**6, "Haswell": 0}.items():
+        monkeypatch.setattr(numerics, "_numpys_blas", lambda kernel=kernel: {"architecture": kernel})
+        assert (numerics.small_product(1), numerics.small_product(2)) == (largest, 0)
