@@ -227,7 +227,9 @@ class Tracking:
                 folder = write_model_folder(Path(temporary), registration, described)
                 self.client.log_model_artifacts(model.model_id, str(folder))
             self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        self.client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, registration.step)])
+        outputs = self.client.get_run(run.run_id).outputs  # MLflow refuses one that is there already
+        if outputs is None or model.model_id not in {output.model_id for output in outputs.model_outputs}:
+            self.client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, registration.step)])
         return str(model.model_id)
 
 

@@ -25,6 +25,7 @@ WORKER_SLOTS = 6
 LEASE_SECONDS = 10.0
 PATIENCE_S = 240.0  # for what takes some seconds on an idle machine
 ROOT = Path(__file__).parents[2]
+THOROUGH = pytest.mark.skipif(os.environ.get("FALLLINE_FAULTS") != "all", reason="`make faults` does it")
 Job = dict[str, Any]
 log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # seeds and figures are not to drown in requests

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ..system.conftest import service_with_points
-from .conftest import LEASE_SECONDS, PATIENCE_S, WORKER_SLOTS, Watched
+from .conftest import LEASE_SECONDS, PATIENCE_S, THOROUGH, WORKER_SLOTS, Watched
 from .picture import JobPicture, Json
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, THOROUGH]
 HOUR = 3600
 
 

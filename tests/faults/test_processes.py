@@ -11,7 +11,7 @@ import pytest
 
 from service import launcher
 
-from .conftest import PATIENCE_S
+from .conftest import PATIENCE_S, THOROUGH
 from .picture import JobPicture, Json, started
 
 pytestmark = pytest.mark.system
@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 GONE_S = 10.0  # a service whose supervisor was killed is gone within
 
 
-@pytest.mark.parametrize("part", ["api", "controller", "mlflow"])
+@pytest.mark.parametrize(
+    "part", [pytest.param("api", marks=THOROUGH), "controller", pytest.param("mlflow", marks=THOROUGH)]
+)
 def test_a_part_is_killed(running: Any, spec: Json, undisturbed: JobPicture, part: str) -> None:
     job_id = running.training(spec)
     with running.work_goes_on(job_id, f"kill -9 of {part}"):
@@ -29,7 +31,9 @@ def test_a_part_is_killed(running: Any, spec: Json, undisturbed: JobPicture, par
     assert running.faults(job_id) == [], "the trainer has noticed"
 
 
-@pytest.mark.parametrize("program", ["head", "raylet", "gcs_server"])
+@pytest.mark.parametrize(
+    "program", [pytest.param("head", marks=THOROUGH), "raylet", pytest.param("gcs_server", marks=THOROUGH)]
+)
 def test_ray_is_killed_in_whole_or_in_part(running: Any, spec: Json, undisturbed: JobPicture, program: str) -> None:
     job_id, before = running.training(spec), running.local.endpoints["ray"]
     with running.work_goes_on(job_id, f"kill -9 of Ray's {program}"):
@@ -88,7 +92,7 @@ def kill_everything(running: Any) -> None:
             os.kill(pid, number)
 
 
-@pytest.mark.parametrize("kill", [kill_supervisor, kill_everything])
+@pytest.mark.parametrize("kill", [pytest.param(kill_supervisor, marks=THOROUGH), kill_everything])
 def test_the_service_is_killed_and_started_again(running: Any, spec: Json, undisturbed: JobPicture, kill: Any) -> None:
     folder = ray_folder(running)
     jobs = [running.training(spec), running.submit(spec)]

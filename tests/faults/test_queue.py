@@ -15,12 +15,12 @@ import httpx
 import pytest
 
 from ..system.conftest import service_with_points
-from .conftest import PATIENCE_S, WORKER_SLOTS, Watched
+from .conftest import PATIENCE_S, THOROUGH, WORKER_SLOTS, Watched
 from .picture import Json
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, THOROUGH]
 log = logging.getLogger(__name__)
-ALL, QUICK = 10_000, 200
+JOBS = 10_000
 CLIENTS, FIRST = 4, 3  # jobs that are watched as they start
 
 
@@ -52,17 +52,16 @@ def in_turn(running: Any, status: str) -> list[str]:
     return found[::-1]
 
 
-def test_a_long_queue_is_there_after_a_kill_and_in_its_order(running: Any, spec: Json, all_faults: bool) -> None:
-    count = ALL if all_faults else QUICK
+def test_a_long_queue_is_there_after_a_kill_and_in_its_order(running: Any, spec: Json) -> None:
     first = running.training({**spec, "training": {**spec["training"], "epochs": 100_000}})
     begun = time.monotonic()
-    acknowledged = submit_many(running, {**spec, "training": {**spec["training"], "epochs": 1}}, count)
-    log.info("%d jobs submitted in %.1f s", count, time.monotonic() - begun)
+    acknowledged = submit_many(running, {**spec, "training": {**spec["training"], "epochs": 1}}, JOBS)
+    log.info("%d jobs submitted in %.1f s", JOBS, time.monotonic() - begun)
     running.acknowledged += acknowledged
     queue = in_turn(running, "queued")
     assert sorted(queue) == sorted(acknowledged)
 
-    with running.work_goes_on(first, f"{count} queued jobs, kill -9 of the supervisor, and a new start"):
+    with running.work_goes_on(first, f"{JOBS} queued jobs, kill -9 of the supervisor, and a new start"):
         running.local.send(signal.SIGKILL)
         running.local.wait()
         running.wait_for(lambda: not running.family.escaped(), PATIENCE_S, "the end of all")

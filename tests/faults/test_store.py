@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .conftest import PATIENCE_S
+from .conftest import PATIENCE_S, THOROUGH
 from .picture import JobPicture, Json
 
 pytestmark = pytest.mark.system
@@ -77,6 +77,7 @@ def test_a_store_that_is_locked_for_30_s_loses_nothing(
     running.succeeded(job_id, undisturbed)
 
 
+@THOROUGH
 def test_a_controller_stopped_in_a_transaction_is_told_as_such(
     running: Any, spec: Json, undisturbed: JobPicture
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from worker.checkpoint_store import CheckpointStore
 
 from ..system.conftest import service_with_points
-from .conftest import LEASE_SECONDS, PATIENCE_S, WORKER_SLOTS, Watched
+from .conftest import LEASE_SECONDS, PATIENCE_S, THOROUGH, WORKER_SLOTS, Watched
 from .picture import JobPicture, Json
 
 pytestmark = pytest.mark.system
@@ -108,7 +108,9 @@ def without_trainer(running: Any, spec: Json) -> tuple[str, list[Path]]:
     return job_id, [folder / f"step-{each.step}" for each in CheckpointStore(folder).list()]
 
 
-@pytest.mark.parametrize("how", ["flipped", "truncated", "zeroed", "deleted"])
+@pytest.mark.parametrize(
+    "how", ["flipped", *(pytest.param(how, marks=THOROUGH) for how in ("truncated", "zeroed", "deleted"))]
+)
 def test_a_broken_checkpoint_is_set_aside_for_the_one_before(
     running: Any, spec: Json, undisturbed: JobPicture, how: str
 ) -> None:

@@ -245,6 +245,16 @@ def test_a_version_is_registered_once(
     assert {(o.model_id, o.step) for o in outputs} == {(m.model_id, 120) for m in models}
 
 
+def test_a_model_that_was_linked_before_a_crash_is_registered_after_it(
+    tracking: Tracking, registered: tuple[RunReference, int], registration: Registration
+) -> None:
+    """MLflow refuses to link it a second time."""
+    run, lost = registered[0], replace(registration, job_id="job_lost")
+    made = tracking._logged_model(run, lost)
+    found = tracking.client.get_model_version(registration.name, str(tracking.register(run, lost)))
+    assert found.source == f"models:/{made}"
+
+
 def test_the_service_runs_nothing_that_an_artifact_ships(registered: tuple[RunReference, int]) -> None:
     assert not [name for name in sys.modules if name.startswith("fallline_core")]
 
