@@ -90,8 +90,10 @@ def take(
     running: Any, family: Family, acknowledged: Collection[str], thorough: Collection[str], worker_slots: int
 ) -> Picture:
     """`running`: a Service of tests/system/conftest.py. `thorough`: the jobs whose points and versions are read."""
-    leases = _leases(running.local.home / "fallline.db")
-    jobs = {job["id"]: JobPicture(job, leases.get(job["id"])) for job in _pages(running.client.jobs.list)}
+    jobs = {}
+    for page in _pages(running.client.jobs.list):
+        leases = _leases(running.local.home / "fallline.db")  # for each page: jobs of a long list come and go meanwhile
+        jobs |= {job["id"]: JobPicture(job, leases.get(job["id"])) for job in page}
     with httpx.Client(base_url=f"{running.local.endpoints['mlflow']}/api/2.0/mlflow", timeout=30) as mlflow:
         for job_id in jobs.keys() & set(thorough):
             jobs[job_id] = _thorough(running, mlflow, jobs[job_id])
@@ -142,17 +144,17 @@ def _thorough(running: Any, mlflow: httpx.Client, seen: JobPicture) -> JobPictur
 
 
 def _leases(database: Path) -> dict[str, float]:
-    """When each lease in the store ends, by the job's id. No answer of the API shows them."""
+    """When the lease of each running job ends, by the job's id. No answer of the API shows them."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        rows = connection.execute("SELECT id, lease_expires_at FROM jobs WHERE lease_owner IS NOT NULL").fetchall()
+        rows = connection.execute("SELECT id, lease_expires_at FROM jobs WHERE status = 'running'").fetchall()
     return {job_id: expires_at for job_id, expires_at in rows if expires_at is not None}
 
 
-def _pages(listing: Callable[..., Json]) -> Iterator[Json]:
+def _pages(listing: Callable[..., Json]) -> Iterator[list[Json]]:
     after = None
     while True:
         page = listing(limit=100, after=after)
-        yield from page["data"]
+        yield page["data"]
         if not page["has_more"]:
             return
         after = page["last_id"]
