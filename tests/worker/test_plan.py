@@ -1,6 +1,7 @@
 """What crosses between processes comes out as it went in, errors and their words included."""
 
 import dataclasses
+import math
 import pickle
 from typing import Any
 
@@ -49,6 +50,7 @@ RESULT = plan.TrainingResult(
     files={"model.json": b"{}"},
 )
 MESSAGES = [
+    plan.Reduced((1.0, math.inf), ((True, 1.0), (False, math.inf))),
     plan.EarlyStopping(5, 0.01),
     plan.TrainingPlan(
         "job_1",
@@ -91,6 +93,10 @@ ERRORS = [
     (errors.Orphaned(30.0), "nobody has asked about the job for 30 s"),
     (errors.TrainerLost("job_1", 2), "the trainer of job_1, attempt 2, is gone"),
     (errors.ClusterLost("no answer"), "Ray is lost: no answer"),
+    (
+        errors.WarmStartDamaged("/job_1/warm-start", "no such file"),
+        "the model to start from, kept in /job_1/warm-start, is damaged: no such file",
+    ),
 ]
 
 

@@ -84,7 +84,7 @@ def open_exchange(request: pytest.FixtureRequest, site: Any) -> Iterator[Open]:
                 found = site(plan, 2)
                 crew = Crew(plan, found.workers, found.transport, found.events.append)
                 crew.admit(wait=True)
-                return ObjectExchange(plan, seed, crew, found.aggregator, found.transport)
+                return ObjectExchange(plan, seed, crew, found.aggregators, found.transport)
             processes = Processes()
             stack.callback(processes.close)
             crew = Crew(plan, [processes.recruit() for _ in range(2)], processes, lambda event: None)
