@@ -1,22 +1,26 @@
 """Step plans over the small tables, as a trainer would make them, and an ObjectExchange's processes in memory."""
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.processes import Processes
 from core.parameters import weights_sha256
 from worker.aggregator import ParameterAggregator
 from worker.crew import Crew
 from worker.dataset import PreparedDataset, prepare
 from worker.errors import RemoteLost
+from worker.exchange import Exchange, InProcessExchange
 from worker.gradient_worker import GradientWorker
 from worker.object_exchange import ObjectExchange
 from worker.plan import Attached, StepPlan, TrainerEvent, TrainingPlan
 from worker.sampling import Sampling
+from worker.shared_memory import SharedMemoryExchange
 
 SEED = 5
 STEPS = 12  # two epochs and a bit of the table `classes`
@@ -179,6 +183,28 @@ class Site:
 @pytest.fixture
 def site() -> type[Site]:
     return Site
+
+
+@pytest.fixture
+def open_over() -> Iterator[Callable[[str, StepPlan, int], Exchange]]:
+    """Opens an exchange of the kind that is named, over two workers; their processes end with the test."""
+    with ExitStack() as stack:
+
+        def opened(kind: str, plan: StepPlan, seed: int) -> Exchange:
+            if kind == "in process":
+                return InProcessExchange(plan, seed)
+            if kind == "objects":
+                found = Site(plan, 2)
+                crew = Crew(plan, found.workers, found.transport, found.events.append)
+                crew.admit(wait=True)
+                return ObjectExchange(plan, seed, crew, found.aggregators, found.transport)
+            processes = Processes()
+            stack.callback(processes.close)
+            crew = Crew(plan, [processes.recruit() for _ in range(2)], processes, lambda event: None)
+            crew.admit(wait=True)
+            return SharedMemoryExchange(plan, seed, crew, processes)
+
+        yield opened
 
 
 @pytest.fixture

@@ -2,25 +2,21 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.processes import Processes
 from core.optimizers import OptimizerSpec
 from worker import futex
 from worker.checkpoint_store import CheckpointStore
-from worker.crew import Crew
 from worker.errors import Cancelled, Orphaned, Paused
 from worker.exchange import Exchange, InProcessExchange
-from worker.object_exchange import ObjectExchange
 from worker.plan import EarlyStopping, MetricPoint, StepPlan, StepReport, TrainerEvent, TrainingPlan, TrainingResult
 from worker.recorder import Recorder
-from worker.shared_memory import SharedMemoryExchange
 from worker.trainer import Trainer
 
 MakePlan = Callable[..., TrainingPlan]
@@ -129,24 +125,8 @@ def make_job(make_plan: MakePlan, tmp_path: Path) -> MakePlan:
 
 
 @pytest.fixture(params=["in process", "objects", pytest.param("shared memory", marks=NEEDS_FUTEX)])
-def open_exchange(request: pytest.FixtureRequest, site: Any) -> Iterator[Open]:
-    with ExitStack() as stack:
-
-        def opened(plan: StepPlan, seed: int) -> Exchange:
-            if request.param == "in process":
-                return InProcessExchange(plan, seed)
-            if request.param == "objects":
-                found = site(plan, 2)
-                crew = Crew(plan, found.workers, found.transport, found.events.append)
-                crew.admit(wait=True)
-                return ObjectExchange(plan, seed, crew, found.aggregators, found.transport)
-            processes = Processes()
-            stack.callback(processes.close)
-            crew = Crew(plan, [processes.recruit() for _ in range(2)], processes, lambda event: None)
-            crew.admit(wait=True)
-            return SharedMemoryExchange(plan, seed, crew, processes)
-
-        yield opened
+def open_exchange(request: pytest.FixtureRequest, open_over: Callable[[str, StepPlan, int], Exchange]) -> Open:
+    return partial(open_over, request.param)
 
 
 @pytest.mark.parametrize("name", JOBS)

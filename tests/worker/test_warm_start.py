@@ -1,29 +1,25 @@
 """Trainings that begin with another one's weights: the same in every exchange, through cuts, and checked by hash."""
 
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.processes import Processes
 from core.model_file import load_model
 from core.network import initial_parameters
 from core.optimizers import OptimizerSpec
 from worker import futex
 from worker.checkpoint import plan_digest
-from worker.crew import Crew
 from worker.dataset import prepare
 from worker.errors import Paused, WarmStartDamaged
 from worker.exchange import Exchange, InProcessExchange
-from worker.object_exchange import ObjectExchange
 from worker.plan import StepPlan, TrainerEvent, TrainingPlan, TrainingResult
 from worker.recorder import Recorder
-from worker.shared_memory import SharedMemoryExchange
 from worker.trainer import Trainer
 from worker.trainer_host import failure_of
 from worker.warm_start import FOLDER, Kept, keep, kept_preprocessing, kept_weights, preprocessing_sha256
@@ -76,22 +72,8 @@ def started(plan: TrainingPlan, folder: Path) -> TrainingPlan:
 
 
 @pytest.fixture(params=["objects", pytest.param("shared memory", marks=NEEDS_FUTEX)])
-def open_exchange(request: pytest.FixtureRequest, site: Any) -> Iterator[Open]:
-    with ExitStack() as stack:
-
-        def opened(plan: StepPlan, seed: int) -> Exchange:
-            if request.param == "objects":
-                found = site(plan, 2)
-                crew = Crew(plan, found.workers, found.transport, found.events.append)
-                crew.admit(wait=True)
-                return ObjectExchange(plan, seed, crew, found.aggregators, found.transport)
-            processes = Processes()
-            stack.callback(processes.close)
-            crew = Crew(plan, [processes.recruit() for _ in range(2)], processes, lambda event: None)
-            crew.admit(wait=True)
-            return SharedMemoryExchange(plan, seed, crew, processes)
-
-        yield opened
+def open_exchange(request: pytest.FixtureRequest, open_over: Callable[[str, StepPlan, int], Exchange]) -> Open:
+    return partial(open_over, request.param)
 
 
 def test_it_goes_on_where_the_source_has_ended(
