@@ -143,6 +143,7 @@ def train(name: str, mnist: str) -> Reached:
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
         written = process.stdout.read()
+        process.wait()  # it has closed its output and not ended yet: with its input it would be told to
     if process.returncode:
         return Reached({}, missing=f"{name} ended with code {process.returncode}")
     answer = json.loads(written)

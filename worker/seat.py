@@ -4,7 +4,8 @@ A step has three phases, each ended by a barrier: gradients into the shards' slo
 seat or, where there are more shards than seats, claimed one by one (worker.claims); each seat's blocks reduced over all
 slots in shard order, with their square sums; the optimizer applied to each seat's blocks, out of place, into the other
 buffer. A block's step word is set once its new parameters are written: a step is committed when all are at it. Every
-seat computes loss, norm and learning rate of the whole step from the same words, and so comes to the same decisions.
+seat that reduces, one a core at most, computes loss, norm and learning rate of the whole step from the same words, and
+so comes to the same decisions.
 """
 
 import math
@@ -47,10 +48,14 @@ class Computes(Protocol):
 
 @dataclass(frozen=True)
 class Seating:
-    """Which seat: `number` of `seats` in the `segment` and at the `claims` (None: shards are dealt) at these paths."""
+    """Which seat: `number` of `seats` in the `segment` and at the `claims` (None: shards are dealt) at these paths.
+
+    The first `reducers` of the seats reduce and apply.
+    """
 
     number: int
     seats: int
+    reducers: int
     layout: SegmentLayout
     segment: str
     claims: str | None
@@ -63,17 +68,21 @@ class Seat:
     def __init__(self, worker: Computes, plan: StepPlan, seating: Seating) -> None:
         segment, number, seats = Segment.open(seating.layout, seating.segment), seating.number, seating.seats
         self._worker, self._plan, self._segment = worker, plan, segment
-        self._number, self._seats = number, seats
-        self._spin = seats <= len(os.sched_getaffinity(0))
+        self._number, self._seats, self._reducers = number, seats, seating.reducers
+        self._cores = os.sched_getaffinity(0)
+        self._spin = seats <= len(self._cores)
         self._optimizer = make_optimizer(plan.optimizer)
         self._shards = deal(plan.shards, seats)[number]
         layout = parameter_layout(network_graph(plan.network))
-        self._blocks = list(enumerate(layout.blocks))[number::seats]
+        self._blocks = list(enumerate(layout.blocks))[number :: self._reducers] if number < self._reducers else []
         dtype = np.dtype(plan.network.dtype)
         self._means = [np.empty(block.stop - block.start, dtype) for _, block in self._blocks]
         self._slots = list(segment.slots)
         self._parameters = [buffer[0] for buffer in segment.buffers]
         self._claims = None if seating.claims is None else Claims(seating.claims)
+        # So many seats meet at each barrier. Who reduces nothing waits for the commit alone; not so where shards are
+        # claimed, which rests on what all know.
+        self._synchronous = self._reducers if self._claims is None else seats
         self._dealt = 0  # so many of the step's first shards are dealt, the others claimed
         self._pace = [0.0] * seats  # seconds a shard of each seat, as all know them in this step
         self._done, self._spent = 0, 0.0  # shards, and seconds for them, in the last step
@@ -85,6 +94,7 @@ class Seat:
         words, done = self._segment.words, self._segment.done(self._number)
         command = words[done]
         try:
+            self._keep_to_a_core()
             while True:
                 command += 1
                 words.wait(COMMAND, command, self._spin, self._look)
@@ -103,21 +113,32 @@ class Seat:
             words.publish(done, FAILED)
             raise
         finally:
+            os.sched_setaffinity(0, self._cores)
             os.close(self._trainer)
             if self._claims is not None:
                 self._claims.close()
 
+    def _keep_to_a_core(self) -> None:
+        """Where seats outnumber cores, each has one: left alone, they crowd on some and leave their caches behind."""
+        if len(self._cores) < self._seats and self._plan.threads_per_worker == 1:
+            os.sched_setaffinity(0, {sorted(self._cores)[self._number % len(self._cores)]})
+
     def _run(self, target: int) -> None:
         for step in range(self._segment.committed + 1, target + 1):
             self._gradients(step)
-            self._barrier(step, 1)
-            weight, loss = self._totals(step)
-            if self._claims is not None:
-                self._prepare_claims(step, target)
-            self._reduce(weight or 1.0)
-            self._barrier(step, 2)
-            self._apply(step, weight, loss)
-            self._barrier(step, 3)
+            self._arrive(step, 1)
+            if self._number < self._synchronous:
+                self._await(step, 1, self._seats)
+                weight, loss = self._totals(step)
+                if self._claims is not None:
+                    self._prepare_claims(step, target)
+                self._reduce(weight or 1.0)
+                self._arrive(step, 2)
+                self._await(step, 2, self._synchronous)
+                if self._number < self._reducers:
+                    self._apply(step, weight, loss)
+            self._arrive(step, 3)
+            self._await(step, 3, self._reducers)
             if self._segment.committed < step:
                 raise Diverged(step, None, "weight vector")
 
@@ -219,11 +240,14 @@ class Seat:
             if is_finite(new[0, block]):
                 segment.block_steps[number] = step
 
-    def _barrier(self, step: int, phase: int) -> None:
-        """Return when every seat has finished `phase` of `step`."""
+    def _arrive(self, step: int, phase: int) -> None:
+        """Say that this seat has finished `phase` of `step`."""
+        self._segment.words.publish(self._segment.arrived(self._number), PHASES * step + phase)
+
+    def _await(self, step: int, phase: int, seats: int) -> None:
+        """Return when the first `seats` have."""
         segment, value = self._segment, PHASES * step + phase
-        segment.words.publish(segment.arrived(self._number), value)
-        for seat in range(self._seats):
+        for seat in range(seats):
             if seat != self._number:
                 segment.words.wait(segment.arrived(seat), value, self._spin, self._look)
 

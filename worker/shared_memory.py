@@ -223,8 +223,12 @@ class SharedMemoryExchange:
         self._is_claiming = self._may_claim and 1 < len(members) < self._plan.shards <= MOST_SHARDS
         self._claims.clear()
         claims = self._claims.path if self._is_claiming else None
+        reducers = min(len(members), len(os.sched_getaffinity(0)))
         self._serving = [
-            worker.call("take_seat", Seating(number, len(members), segment.layout, segment.path, claims, os.getpid()))
+            worker.call(
+                "take_seat",
+                Seating(number, len(members), reducers, segment.layout, segment.path, claims, os.getpid()),
+            )
             for number, worker in enumerate(members)
         ]
 
