@@ -7,7 +7,7 @@ from benchmarks.contenders import Case
 from benchmarks.prepared_arrays import write_prepared
 from benchmarks.race import Options, Result, race
 from benchmarks.time_to_accuracy import LIMIT_S, Reached, _duration, reached, rows, run
-from benchmarks.two_cores import APART, GOALS, ON_RAY, ONE_PROCESS, OURS, PEERS, batch_rows, rates_table
+from benchmarks.two_cores import APART, GOALS, GROUPS, OURS, PEERS, batch_rows, rates_table
 
 
 def groups(**rates):
@@ -17,7 +17,7 @@ def groups(**rates):
         key = name.replace(" ", "_").replace(".", "_").replace(",", "")
         return Result(name, [rates[key]] * 3) if key in rates else Result(name, missing=f"no {name}")
 
-    return [{name: result(name) for name in (OURS, *names)} for names in ((APART, *ONE_PROCESS), ON_RAY)]
+    return [{name: result(name) for name in (OURS, *names)} for names in GROUPS]
 
 
 def test_each_peer_has_a_row_and_a_missing_one_is_not_met():
