@@ -25,6 +25,7 @@ from service.job_events import Do, Effect, End, Event, TrainerEnded, TrainerLost
 from service.job_state import FAILED, SUCCEEDED, state_of, step
 from service.lead import RENEWALS, Lead
 from service.planning import training_plan
+from service.queue import Queue, workers_wanted
 from service.records import JobRecord, Json, NewEvent
 from service.settings import Settings
 from service.store import Store
@@ -38,8 +39,6 @@ ASK_SECONDS, RECORD_SECONDS = 0.25, 0.5  # each record is a write to the disk, a
 CLAIM_SECONDS = 1.0
 SAVE_SECONDS = 2.0  # of the supervisor's patience with this process
 METRIC_EVENT_SECONDS = 2.0
-WARM_WORKERS = 4
-LOOK_AHEAD = 50  # queued jobs that are looked through for one that fits
 ALL_EVENTS = 1_000_000
 
 
@@ -75,7 +74,7 @@ class JobKeeper:
         self.held: dict[str, Held] = {}
         self.waiting: set[str] = set()  # ours, without a trainer: to be started as soon as there are slots
         self.losses: Counter[str] = Counter()
-        self._unfit_since: dict[str, float] = {}  # queued jobs that did not fit when it was their turn
+        self._queue = Queue(store, cluster, settings, clock)
         self._shortage: str | None = None  # of room on the disks, as this turn has seen it
         self._told_of_room = False  # the jobs that wait for it
         self._renewed_at = clock()
@@ -203,8 +202,8 @@ class JobKeeper:
             self._ask(job, held)
 
     def _start(self, job: JobRecord) -> None:
-        epoch, slots = job.lease_epoch, self._slots()
-        wanted, shards = _wanted(job), job.spec["distribution"]["shards"]
+        epoch, slots = job.lease_epoch, self._queue.slots()
+        wanted, shards = workers_wanted(job), job.spec["distribution"]["shards"]
         workers = reconcile.workers_for(wanted, shards, slots)
         if workers is None:
             self.store.set_status_reason(job.id, epoch, reconcile.reason_to_wait(wanted, shards, slots))
@@ -302,7 +301,7 @@ class JobKeeper:
         for job in self._claim_expired():
             if job.id in self.waiting:
                 self._guarded(job, self._look)
-        while (job_id := self._next()) is not None:
+        while (job_id := self._queue.next(self._running(), len(self.waiting), self._shortage)) is not None:
             claimed = self.store.claim_job(self.lead.owner, self.lead.seconds, job_id)
             if claimed is not None:
                 self.waiting.add(claimed.id)
@@ -319,29 +318,8 @@ class JobKeeper:
                     self.waiting.add(job.id)
         return found
 
-    def _next(self) -> str | None:
-        """The queued job to start now, if there is room for one. Those that do not fit are told why."""
-        slots, now = self._slots(), self._clock()
-        self.cluster.warm(1, min(WARM_WORKERS, slots.cpus, slots.free))
-        running = len(self.held.keys() | self.waiting)
-        if not reconcile.may_claim(running, self.settings.max_running_jobs, len(self.waiting)):
-            return None
-        queue = {job.id: job for job in self.store.queued_jobs(LOOK_AHEAD)}
-        choice = reconcile.choose([self._candidate(job, now) for job in queue.values()], slots, self._shortage)
-        if self._shortage is None:
-            self._unfit_since = {id: self._unfit_since.get(id, now) for id in choice.reasons}
-        for job_id, reason in choice.reasons.items():
-            if queue[job_id].status_reason != reason:
-                self.store.explain_wait(job_id, reason)
-        return choice.start
-
-    def _candidate(self, job: JobRecord, now: float) -> reconcile.Waiting:
-        unfit = now - self._unfit_since.get(job.id, now)
-        return reconcile.Waiting(job.id, _wanted(job), job.spec["distribution"]["shards"], unfit)
-
-    def _slots(self) -> reconcile.Slots:
-        capacity = self.cluster.capacity()
-        return reconcile.Slots(capacity.worker_slots, capacity.free_worker_slots, capacity.cpus)
+    def _running(self) -> int:
+        return len(self.held.keys() | self.waiting)
 
     def _drop(self, job_id: str) -> None:
         """Ends the trainer of a job that is not ours any more, or does not answer."""
@@ -362,9 +340,3 @@ class JobKeeper:
         except Exception as error:  # the job's end is written: what fails now must not touch it
             log.error("the actors of %s do not come back to the pool", job_id, exc_info=error)
             self.cluster.kill(held.handle)
-
-
-def _wanted(job: JobRecord) -> int | str:
-    """How many workers the job is to have: `auto`, or the number asked for last."""
-    wanted: int | str = job.workers_requested or job.spec["distribution"]["workers"]
-    return wanted
