@@ -7,6 +7,7 @@ Exit status 0: FOLDER/dataset.json is written. REFUSED: an IngestError as JSON o
 
 import errno
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -65,4 +66,6 @@ def _refuse(error: IngestError) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # not through Arrow's destructors: on a busy machine they abort while its threads are at work
