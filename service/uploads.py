@@ -7,15 +7,15 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from starlette.requests import Request
 
 from service.context import Context
 from service.disk import Disk, in_mb, look, too_large
-from service.errors import ApiError
+from service.errors import ApiError, StoreUnavailable
 from service.fields import NAME, NAME_RULE
 from service.ingest import IngestError, ingest
 from service.records import DatasetRecord
@@ -25,6 +25,8 @@ from service.store import Store
 log = logging.getLogger(__name__)
 COLUMN_TYPES = ("integer", "number", "boolean", "text")
 _PIECE = 1 << 20
+_AGAIN_S = 1.0
+T = TypeVar("T")
 
 
 def checked_name(name: str) -> str:
@@ -110,29 +112,50 @@ def disk_full(error: OSError) -> ApiError:
     return ApiError(507, "disk_full", f"the upload cannot be stored: {error.strerror}", "file")
 
 
-async def check(context: Context, dataset_id: str, columns: dict[str, str] | None) -> DatasetRecord:
+async def check(context: Context, stored: DatasetRecord, columns: dict[str, str] | None) -> DatasetRecord:
     """Wait for the check of a stored upload as long as the settings say; it goes on behind, if it is not done then.
 
     ApiError invalid_dataset, with nothing kept, when it ends with a refusal in time.
     """
-    work = asyncio.create_task(asyncio.to_thread(_ingest, context, dataset_id, columns))
+    work = asyncio.create_task(_checked(context, stored, columns))
     done, _ = await asyncio.wait({work}, timeout=context.settings.upload_wait_seconds)
     if not done:
-        late = asyncio.create_task(_finish_late(context, dataset_id, work))
-        _at_work.add(late)
-        late.add_done_callback(_at_work.discard)
-    elif (error := work.result()) is not None:
-        raise _refusal(error)
-    return await asyncio.to_thread(context.store.get_dataset, dataset_id)
+        _go_on(_finish_late(context, stored.id, work))
+        return stored
+    if isinstance(found := work.result(), IngestError):
+        raise _refusal(found)
+    return found
 
 
 _at_work: set[asyncio.Task[Any]] = set()  # asyncio itself holds tasks only weakly
 
 
-def forget(context: Context, dataset_id: str) -> None:
-    """Leave nothing of an upload: no folder, no row. In this order: on a full disk the row needs the folder's room."""
-    shutil.rmtree(context.settings.datasets / dataset_id, ignore_errors=True)
-    context.store.forget_dataset(dataset_id)
+def _go_on(behind: Coroutine[Any, Any, Any]) -> None:
+    task = asyncio.create_task(behind)
+    _at_work.add(task)
+    task.add_done_callback(_at_work.discard)
+
+
+async def _written(write: Callable[..., T], *arguments: Any) -> T:
+    """What `write` gives, as soon as the store takes it: at its end an upload has nobody to tell of an outage."""
+    while True:
+        try:
+            return await asyncio.to_thread(write, *arguments)
+        except StoreUnavailable as error:
+            log.warning("%s", error)
+            await asyncio.sleep(_AGAIN_S)
+
+
+async def forget(context: Context, dataset_id: str) -> None:
+    """Leave nothing of an upload: no folder, no row. In this order: on a full disk the row needs the folder's room.
+
+    Where the store is away, the row goes as soon as it is back.
+    """
+    await asyncio.to_thread(shutil.rmtree, context.settings.datasets / dataset_id, ignore_errors=True)
+    try:
+        await asyncio.to_thread(context.store.forget_dataset, dataset_id)
+    except StoreUnavailable:
+        _go_on(_written(context.store.forget_dataset, dataset_id))
 
 
 def sweep(store: Store, folder: Path) -> None:
@@ -154,18 +177,20 @@ def sweep(store: Store, folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _ingest(context: Context, dataset_id: str, columns: dict[str, str] | None) -> IngestError | None:
-    folder = context.settings.datasets / dataset_id
+async def _checked(
+    context: Context, stored: DatasetRecord, columns: dict[str, str] | None
+) -> DatasetRecord | IngestError:
+    """The upload as a dataset that is ready, or why it is none."""
+    folder = context.settings.datasets / stored.id
     try:
-        found = ingest(folder, "csv", columns)
+        found = await asyncio.to_thread(ingest, folder, "csv", columns)
     except IngestError as error:
         return error
     (folder / "upload").unlink(missing_ok=True)  # the columns are what counts from now on
-    context.store.finish_dataset(dataset_id, found)
-    return None
+    return await _written(context.store.finish_dataset, stored.id, found)
 
 
-async def _finish_late(context: Context, dataset_id: str, work: asyncio.Task[IngestError | None]) -> None:
+async def _finish_late(context: Context, dataset_id: str, work: asyncio.Task[DatasetRecord | IngestError]) -> None:
     """Write down how a check ended that nobody waits for any more."""
     try:
         refused = await work
@@ -173,10 +198,10 @@ async def _finish_late(context: Context, dataset_id: str, work: asyncio.Task[Ing
         log.exception("checking %s", dataset_id)
         error: dict[str, Any] = {"code": "internal", "message": "an unexpected error; the log tells more"}
     else:
-        if refused is None:
+        if isinstance(refused, DatasetRecord):
             return
         error = {"code": refused.code, "message": str(refused), **refused.details()}
-    await asyncio.to_thread(context.store.fail_dataset, dataset_id, error)
+    await _written(context.store.fail_dataset, dataset_id, error)
     await asyncio.to_thread(shutil.rmtree, context.settings.datasets / dataset_id, ignore_errors=True)
 
 

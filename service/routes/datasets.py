@@ -79,11 +79,11 @@ async def _create(
 
     def create(resource_id: str) -> tuple[int, answers.Json]:
         try:
-            parts.store.create_dataset(resource_id, name, "csv")
-            checked = asyncio.run_coroutine_threadsafe(uploads.check(parts, resource_id, types), loop)
+            stored = parts.store.create_dataset(resource_id, name, "csv")
+            checked = asyncio.run_coroutine_threadsafe(uploads.check(parts, stored, types), loop)
             return 201, answers.dataset(checked.result())
         except BaseException:
-            uploads.forget(parts, resource_id)
+            asyncio.run_coroutine_threadsafe(uploads.forget(parts, resource_id), loop).result()
             raise
 
     def find(resource_id: str) -> answers.Json | None:

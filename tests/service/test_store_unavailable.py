@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from service.errors import StoreUnavailable
+from service.records import DatasetRecord, Json
 from service.settings import Settings
 from service.store import Store
 
@@ -87,6 +89,45 @@ def test_a_store_that_goes_away_within_a_request_leaves_its_key_to_the_next(
     else:
         assert [answer.status_code for answer in answers] == [201, 201]
         assert len(api.client.get("/v1/jobs").json()["data"]) == before + 1
+
+
+def test_an_upload_that_the_store_goes_away_under_is_ready_once_it_is_back(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, database, tried = Store.finish_dataset, api.settings.home / "fallline.db", threading.Event()
+
+    def locked_out_at_first(store: Store, dataset_id: str, found: Json) -> DatasetRecord:
+        if not tried.is_set():
+            tried.set()
+            with locked(database):
+                return finish(store, dataset_id, found)
+        return finish(store, dataset_id, found)
+
+    monkeypatch.setattr(Store, "finish_dataset", locked_out_at_first)
+    answer = api.upload(CSV, name="late")
+    assert tried.is_set()
+    assert (answer.status_code, answer.json()["status"]) == (201, "ready"), answer.text
+    assert (api.settings.datasets / answer.json()["id"] / "columns").is_dir()
+
+
+def test_a_broken_upload_that_the_store_goes_away_under_leaves_nothing(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget, database, tried, gone = Store.forget_dataset, api.settings.home / "fallline.db", [0], threading.Event()
+
+    def locked_out_at_first(store: Store, dataset_id: str) -> None:
+        tried[0] += 1
+        if tried[0] == 1:
+            with locked(database):
+                forget(store, dataset_id)
+        forget(store, dataset_id)
+        gone.set()
+
+    monkeypatch.setattr(Store, "forget_dataset", locked_out_at_first)
+    answer = api.upload(b"a,b\n1\n", name="broken")
+    assert answer.status_code == 422, answer.text
+    assert gone.wait(30)
+    assert api.client.get("/v1/datasets/broken").status_code == 404
 
 
 def test_a_transaction_that_waits_in_vain_has_written_nothing(store: Store, fill: Fill, tmp_path: Path) -> None:
