@@ -52,6 +52,7 @@ def training_plan(job: JobRecord, dataset: DatasetRecord, settings: Settings) ->
         threads_per_worker=distribution["threads_per_worker"],
         local_steps=distribution["local_steps"] if distribution["mode"] == "local" else None,
         outer=distribution.get("outer", "average"),
+        half_gradients=distribution.get("gradient_precision", "full") == "half",
         auto_workers=distribution["workers"] == "auto",
         log_every_steps=training["log_every_steps"],
         early_stopping=EarlyStopping(**training["early_stopping"]) if training["early_stopping"] else None,

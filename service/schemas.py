@@ -144,6 +144,7 @@ class Distribution(Section):
     local_steps: Annotated[int, *whole(1, 10_000)] = 1
     outer: Annotated[str, *choice(*OUTER)] = "average"
     threads_per_worker: Annotated[int, *whole(1, 1024)] = 1
+    gradient_precision: Annotated[str, *choice("full", "half")] = "full"
 
 
 class Model(Section):

@@ -66,6 +66,7 @@ class GradientWorker:
         self._weights = None if weights is None else np.empty(rows, dtype)
         self._orders: dict[int, tuple[int, Array]] = {}
         self._local = None if plan.local is None else LocalSteps(plan.local, plan.network)
+        self._half = np.empty(self._network.layout.size, np.float16) if plan.half_gradients else None
         return Attached(fingerprint(), machine(), os.getpid())
 
     def take_seat(self, seating: Seating) -> None:
@@ -81,7 +82,8 @@ class GradientWorker:
     def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
         """Overwrite `gradient` (P,) with the gradient of the summed, weighted loss over the shard's rows of `step`.
 
-        With local steps: with what they come to, which the exchange treats as a gradient (worker.local_steps).
+        With local steps: with what they come to, which the exchange treats as a gradient (worker.local_steps). With
+        half gradients its numbers are such as float16 has; those beyond its range are infinite.
         """
         rows = self._rows(step, shard)
         if self._local is None:
@@ -91,6 +93,10 @@ class GradientWorker:
             loss, weight = self._local.difference(
                 before, minibatches, parameters, gradient, lambda number, *rest: self._sums(number, shard, *rest)
             )
+        if self._half is not None:
+            with np.errstate(all="ignore"):
+                self._half[...] = gradient
+            gradient[...] = self._half
         return ShardReport(step, shard, len(rows), weight, loss)
 
     def _sums(

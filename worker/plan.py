@@ -43,6 +43,7 @@ class TrainingPlan:
     threads_per_worker: int = 1
     local_steps: int | None = None  # a round's, at most, that each shard takes between exchanges; None: it takes none
     outer: str = "average"  # with local steps: worker.local_steps.OUTER
+    half_gradients: bool = False
     auto_workers: bool = False  # the trainer tries whether one worker is faster than all it was given (worker.probe)
     log_every_steps: int = 1
     early_stopping: EarlyStopping | None = None
@@ -204,6 +205,7 @@ class StepPlan:
     threads_per_worker: int
     local: LocalPlan | None = None
     data_sha256: str = ""  # of the prepared dataset: worker.fetched
+    half_gradients: bool = False  # each shard's gradient is rounded to float16 before it is added to the others
 
     @property
     def shards(self) -> int:

@@ -124,7 +124,7 @@ class Trainer:
         found = StepPlan(
             str(prepared.folder), network, sampling, plan.optimizer, plan.schedule, steps, plan.threads_per_worker
         )
-        found = replace(found, data_sha256=prepared.sha256)
+        found = replace(found, data_sha256=prepared.sha256, half_gradients=plan.half_gradients)
         return found if plan.local_steps is None else in_rounds(found, plan.outer)
 
     def _train(self, exchange: Exchange, steps: StepPlan, prepared: PreparedDataset) -> Position:

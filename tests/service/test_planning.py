@@ -61,7 +61,7 @@ def test_everything_the_user_chose_arrives(store: Store, fill: Fill) -> None:
             "checkpoint_every_seconds": 7,
             "log_every_steps": 3,
         },
-        distribution={"shards": 3, "threads_per_worker": 2},
+        distribution={"shards": 3, "threads_per_worker": 2, "gradient_precision": "half"},
     )
     data = plan.data
     assert (data.dataset_folder, data.cache_folder) == (f"/home/datasets/{dataset.id}", "/home/prepared")
@@ -89,7 +89,7 @@ def test_everything_the_user_chose_arrives(store: Store, fill: Fill) -> None:
     assert (plan.epochs, plan.batch_size, plan.seed, plan.log_every_steps) == (4, 11, 9, 3)
     assert (plan.early_stopping, plan.max_seconds) == (EarlyStopping(2), 60.0)
     assert (plan.checkpoint_folder, plan.checkpoint_every_seconds) == ("/home/checkpoints/job_1", 7)
-    assert (plan.shards, plan.threads_per_worker) == (3, 2)
+    assert (plan.shards, plan.threads_per_worker, plan.half_gradients) == (3, 2, True)
     assert (plan.job_id, plan.spec) == (job.id, job.spec)
 
 

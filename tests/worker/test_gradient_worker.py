@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,19 @@ def test_metric_sums_of_the_shards_are_those_of_the_split(
     assert all(part.any() for part in parts)
     np.testing.assert_allclose(sum(parts), whole, rtol=1e-12)
     assert np.isfinite(list(metrics(plan.network.loss, sum(parts)).values())).all()
+
+
+def test_half_gradients_are_those_that_float16_has(make_step_plan: MakeStepPlan) -> None:
+    plan, _ = make_step_plan()
+    parameters = initial_parameters(plan.network, 3)
+    full, half = np.empty_like(parameters), np.empty_like(parameters)
+    report = attached(plan).gradient(4, 1, parameters, full)
+    worker = attached(replace(plan, half_gradients=True))
+    assert worker.gradient(4, 1, parameters, half) == report
+    np.testing.assert_array_equal(half, full.astype(np.float16))
+    assert (half != full).any()
+    worker.gradient(4, 1, parameters * np.float32(1e6), half)
+    assert not np.isfinite(half).all()  # beyond 65,504: no step is committed from it
 
 
 @pytest.mark.parametrize("threads", [1, 2])
