@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 from ruamel.yaml import YAML
 
 from service.child import Child
@@ -78,7 +80,7 @@ class Container:
         until = time.monotonic() + HEALTHY_S
         while not self.is_healthy():
             assert time.monotonic() < until, f"{self.name} is not healthy:\n{self.log.read_text()[-3000:]}"
-            if self.child is None or self.child.poll() is not None:
+            if not self.is_running():
                 self.start()
             time.sleep(0.2)  # as an engine asks, again and again
 
@@ -87,9 +89,20 @@ class Container:
         assert self.child is not None
         return processes_below(self.child.pid, title)
 
-    def wait_until_ended(self) -> None:
-        """Returns when nothing of it is left."""
+    def is_running(self) -> bool:
+        """Whether it has been started and has not ended since."""
+        return self.child is not None and self.child.poll() is None
+
+    def family(self) -> list[psutil.Process]:
+        """All its processes; none of one that has ended."""
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.child.pid).children(recursive=True) if self.child is not None else []
+        return []
+
+    def kill(self) -> None:
+        """All of it at once, as by a machine's loss; returns when nothing of it is left."""
         assert self.child is not None
+        self.child.kill()
         self.child.wait(30)
 
 
@@ -136,14 +149,17 @@ class Composition:
         for container in self.containers[name]:
             container.wait_until_healthy()
 
+    def running(self) -> list[Container]:
+        """Those that have not ended."""
+        return [container for each in self.containers.values() for container in each if container.is_running()]
+
     def down(self) -> None:
         """End every service, the last of them first; returns when nothing of them is left."""
-        running = [one for each in reversed(self.containers.values()) for one in each if one.child is not None]
-        for container in running:
-            assert container.child is not None
-            container.child.end()
-        for container in running:
-            container.wait_until_ended()
+        children = [container.child for container in reversed(self.running()) if container.child is not None]
+        for child in children:
+            child.end()
+        for child in children:
+            child.wait(30)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     @property

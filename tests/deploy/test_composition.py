@@ -1,13 +1,10 @@
 """The commands of compose.yaml, run: all six processes up, a job over both Ray workers, a prediction, a lost worker."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from service.client import FallLine
@@ -40,16 +37,18 @@ def client(composition: Composition) -> Iterator[FallLine]:
         yield client
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """What `condition` gives, as soon as that is true."""
     until = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
         time.sleep(0.05)  # polls a condition
+    return found
 
 
-def at_work(node: Container) -> int:
-    """How many of the node's workers have a job: in shared memory, or over object references."""
-    return len(node.processes("GradientWorker.take_seat")) + len(node.processes("GradientWorker.gradients"))
+def at_work(nodes: list[Container]) -> Container | None:
+    """A node one of whose workers is in a call: over object references its title says so at moments alone."""
+    return next((node for node in nodes if node.processes("GradientWorker.")), None)
 
 
 def test_all_come_up_in_the_order_of_their_dependencies(composition: Composition, client: FallLine) -> None:
@@ -73,23 +72,27 @@ def test_a_job_over_the_ray_workers_is_tracked_deployed_and_answers(client: Fall
 def test_a_lost_worker_node_costs_no_job_and_no_bit(composition: Composition, client: FallLine) -> None:
     (first,) = client.jobs.list()["data"]
     job_id = client.jobs.submit(SPEC)["id"]
-    wait_for(lambda: (client.jobs.show(job_id)["progress"] or {}).get("step", 0) > 20, 60, "the job trains")
-    nodes = composition.containers["ray-worker"]
-    wait_for(lambda: any(at_work(node) for node in nodes), 10, "a worker is at work")
-    lost = max(nodes, key=at_work)
-    (raylet,) = lost.processes("raylet/raylet")
-    os.kill(raylet, signal.SIGKILL)
-    lost.wait_until_ended()
+
+    def trains() -> bool:
+        """With all its workers: nobody is being recruited, and only those that have a job are in calls."""
+        progress = client.jobs.show(job_id)["progress"] or {"step": 0}
+        return bool(progress["step"] > 20 and progress["workers"] == 2)
+
+    def told() -> set[str]:
+        return {event["type"] for event in client.jobs.events_page(job_id, limit=100)["data"]}
+
+    wait_for(trains, 60, "the job trains")
+    lost: Container = wait_for(lambda: at_work(composition.containers["ray-worker"]), 10, "a worker is at work")
+    lost.kill()
+    wait_for(lambda: "fault" in told(), 60, "the loss is noticed")
     job = client.jobs.wait(job_id, timeout_s=180)
     assert job["status"] == "succeeded", job
     assert job["result"]["weights_sha256"] == first["result"]["weights_sha256"]
-    assert "fault" in [event["type"] for event in client.jobs.events(job_id)]  # it was noticed
     lost.wait_until_healthy()  # it has been started again
 
 
 def test_nothing_is_left(composition: Composition) -> None:
-    running = [container.child.pid for each in composition.containers.values() for container in each if container.child]
-    family = [process for pid in running for process in psutil.Process(pid).children(recursive=True)]
+    family = [process for container in composition.running() for process in container.family()]
     assert len(family) > 10
     composition.down()
     assert not [process for process in family if process.is_running()]
