@@ -33,7 +33,7 @@ def processes_below(ancestor: int, title: str) -> list[int]:
 
 
 class Service:
-    """A running service, a client of it, and its processes."""
+    """A running service, a client of it, and its processes. `local` may be what tests/deploy has in its place, too."""
 
     def __init__(self, local: LocalService) -> None:
         self.local = local
@@ -98,7 +98,7 @@ class Service:
         """SIGSTOP at a moment when the process does not hold SQLite's lock, which would stop everybody."""
         for _ in range(100):
             os.kill(pid, signal.SIGSTOP)
-            with closing(sqlite3.connect(self.local.home / "fallline.db", timeout=0.5)) as connection:
+            with closing(sqlite3.connect(self.local.database, timeout=0.5)) as connection:
                 with suppress(sqlite3.OperationalError):  # database is locked
                     connection.execute("BEGIN IMMEDIATE")
                     connection.rollback()

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from service.client import ServiceError
-from service.local_service import LocalService
+
+from .conftest import service_with_points
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow's own, about its own type hints, at its import
@@ -33,12 +34,9 @@ LONG = {"epochs": 400, "checkpoint_every_seconds": 1}  # long enough for a check
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    with LocalService(tmp_path_factory.mktemp("home"), {"FALLLINE_WORKER_SLOTS": "3"}) as local:
-        local.wait_until_ready()
-        service = new_service(local)
-        service.client.datasets.upload(table, name="points")
+    environ = {"FALLLINE_WORKER_SLOTS": "3"}
+    with service_with_points(new_service, tmp_path_factory.mktemp("home"), table, environ) as service:
         yield service
-        service.client.close()
 
 
 @pytest.fixture(scope="module")
