@@ -1,17 +1,23 @@
-"""The composition in the place of the service that the tests of tests/system and tests/faults start: those that talk to
-a service over HTTP are imported here, and find it under the names of their own fixtures."""
+"""The composition in the place of the services that tests elsewhere start: those that talk to a service over HTTP are
+imported here, and find it under the names of their own fixtures."""
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
+from service.settings import Settings
+from service.store import Store
+
 from ..faults.conftest import Watched, all_faults, known, spec, undisturbed
-from ..system.conftest import new_service, table
+from ..service.conftest import Api
+from ..system.conftest import table
 from .composition import Composition
 
-__all__ = ["all_faults", "known", "new_service", "spec", "table", "undisturbed"]  # fixtures
+__all__ = ["all_faults", "known", "spec", "table", "undisturbed"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +38,12 @@ def running(composition: Composition, table: Path) -> Iterator[Watched]:
 
 
 @pytest.fixture(scope="module")
-def url(composition: Composition) -> str:
-    """MLflow's."""
-    return str(composition.endpoints["mlflow"])
-
-
-@pytest.fixture(scope="module")
-def service(composition: Composition) -> Composition:
-    return composition
+def api(composition: Composition) -> Iterator[Api]:
+    """As tests of the API alone have it."""
+    settings = Settings.from_environment({"FALLLINE_HOME": str(composition.home)})
+    with httpx.Client(base_url=composition.url, timeout=60.0) as client:
+        with closing(Store(f"sqlite:///{composition.database}")) as store:
+            yield Api(settings, client, store, app=None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

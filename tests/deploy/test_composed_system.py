@@ -40,6 +40,7 @@ from ..system.test_tracking import (
     test_the_artifact_holds_no_pickle_and_the_files_themselves,
     test_the_service_runs_nothing_that_an_artifact_ships,
     test_what_mlflow_refuses_is_told_from_an_outage,
+    url,
 )
 from ..system.test_warm_start import (
     paused,

@@ -1,6 +1,6 @@
 """The commands of compose.yaml, run: all six processes up, jobs over the Ray workers, predictions, and what is lost.
 
-Of the tests of tests/system and tests/faults these are the quick ones; the rest is in test_composed_system.py.
+Of the tests of the embedded service these are quick ones; the rest is in test_composed_system.py.
 """
 
 # What is imported is for pytest to find.
@@ -12,13 +12,19 @@ import pytest
 from ..faults.conftest import PATIENCE_S, THOROUGH
 from ..faults.picture import JobPicture, Json
 from ..faults.test_processes import test_a_part_is_killed
+from ..service.test_api_datasets import (
+    nothing_left,
+    test_a_broken_file_leaves_nothing,
+    test_what_is_no_upload_is_refused,
+)
+from ..service.test_api_jobs import flowers, test_refusals_name_the_field
 from ..system.test_controller import (
     test_a_diverging_job_registers_nothing,
     test_a_killed_api_is_back_at_once_and_the_stream_goes_on_without_a_gap,
     tracking,
 )
 from ..system.test_diagnostics import test_layers_are_watched_in_the_metrics_and_in_mlflow
-from ..system.test_readme import test_the_commands_train_deploy_and_predict
+from ..system.test_readme import service, test_the_commands_train_deploy_and_predict
 from .composition import Composition
 from .container import Container
 

@@ -153,6 +153,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_service() -> type[Service]:
-    """The class: a fixture, since test modules cannot import from here."""
-    return Service
+def running(tmp_path_factory: pytest.TempPathFactory, table: Path) -> Iterator[Service]:
+    """One for all modules whose tests leave nothing behind that others would mind: to start one takes long.
+
+    Three worker slots, so that some jobs do not fit.
+    """
+    with service_with_points(Service, tmp_path_factory.mktemp("home"), table, {"FALLLINE_WORKER_SLOTS": "3"}) as found:
+        yield found

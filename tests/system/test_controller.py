@@ -6,16 +6,12 @@ After each, the checker: same weights, every metric once in the store and in MLf
 import math
 import threading
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.client import FallLine, ServiceError
 from service.tracked import JOB_TAG
-
-from .conftest import service_with_points
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow's own, about its own type hints, at its import
@@ -30,15 +26,6 @@ SPEC: dict[str, Any] = {
     "training": {"epochs": 400, "batch_size": 128, "early_stopping": None, "log_every_steps": 40},
     "distribution": {"workers": 2, "shards": 2},
 }
-SLOTS = 3
-LEASE = 6.0  # seconds: short, so that the test of two controllers need not wait for long
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    environ = {"FALLLINE_WORKER_SLOTS": str(SLOTS), "FALLLINE_LEASE_SECONDS": str(LEASE)}
-    with service_with_points(new_service, tmp_path_factory.mktemp("home"), table, environ) as service:
-        yield service
 
 
 @pytest.fixture

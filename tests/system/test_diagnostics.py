@@ -1,13 +1,9 @@
 """Looks inside a network that a whole service trains: in the job's metrics and in MLflow, whoever computed."""
 
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from .conftest import service_with_points
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow's own, about its own type hints, at its import
@@ -21,12 +17,6 @@ SPEC: dict[str, Any] = {
     "network": {"hidden": [12, 8]},
     "training": {"epochs": 6, "batch_size": 128, "early_stopping": None},
 }
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    with service_with_points(new_service, tmp_path_factory.mktemp("home"), table) as service:
-        yield service
 
 
 def test_layers_are_watched_in_the_metrics_and_in_mlflow(running: Any) -> None:

@@ -2,14 +2,11 @@
 
 import csv
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-from .conftest import service_with_points
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow's own, about its own type hints, at its import
@@ -67,12 +64,6 @@ def write_table(path: Path) -> None:
         for x, y in random.normal(size=(900, 2)):
             distance = float(np.hypot(x, y))
             writer.writerow([x, y, "left" if x < 0 else "right", "out, far!" if distance > 1.5 else "in", distance])
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    with service_with_points(new_service, tmp_path_factory.mktemp("home"), table) as service:
-        yield service
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +23,9 @@ def blocks() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[LocalService]:
-    with LocalService() as running:
-        yield running
+def service(running: Any) -> LocalService:
+    found: LocalService = running.local
+    return found
 
 
 @pytest.fixture(scope="module")

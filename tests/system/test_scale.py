@@ -1,12 +1,9 @@
 """A job that is scaled while it trains, by request: other workers, the same weights, and nothing left behind."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from .conftest import service_with_points
 
 pytestmark = pytest.mark.system
 
@@ -27,23 +24,18 @@ def holders(running: Any) -> list[int]:
     return [pid for pid in workers if "fallline-segment" in Path(f"/proc/{pid}/maps").read_text()]
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    with service_with_points(new_service, tmp_path_factory.mktemp("home"), table) as service:
-        yield service
-
-
 def test_a_job_goes_on_with_the_workers_that_are_asked_for(running: Any) -> None:
     client = running.client
-    undisturbed = client.jobs.submit(SPEC)["id"]
-    scaled = client.jobs.submit(SPEC)["id"]
+    undisturbed = running.job(client.jobs.submit(SPEC)["id"], running.ended)
+    job_id = client.jobs.submit(SPEC)["id"]
+    running.job(job_id, lambda job: running.step(job) > 0)
     for workers in (3, 2):
-        client.jobs.scale(scaled, workers)
-        running.job(scaled, lambda job, wanted=workers: job["progress"]["workers"] == wanted)
-    found = [running.job(job_id, running.ended) for job_id in (undisturbed, scaled)]
+        client.jobs.scale(job_id, workers)
+        running.job(job_id, lambda job, wanted=workers: job["progress"]["workers"] == wanted)
+    scaled = running.job(job_id, running.ended)
     running.wait_for(lambda: not holders(running), 10, "idle workers give their job's memory back")
-    events = [event["message"] for event in client.jobs.events_page(scaled, limit=100)["data"]]
-    assert [job["status"] for job in found] == ["succeeded"] * 2
-    assert found[0]["result"]["weights_sha256"] == found[1]["result"]["weights_sha256"]
+    events = [event["message"] for event in client.jobs.events_page(job_id, limit=100)["data"]]
+    assert [job["status"] for job in (undisturbed, scaled)] == ["succeeded"] * 2
+    assert scaled["result"]["weights_sha256"] == undisturbed["result"]["weights_sha256"]
     assert "asked for 3 workers" in events
     assert any(message.startswith("scaled from 3 to 2 workers") for message in events), events

@@ -16,10 +16,13 @@ import pytest
 
 from service import launcher
 from service.local_service import LocalService
+from worker.checkpoint_store import CheckpointStore
+
+from .conftest import Service
 
 pytestmark = pytest.mark.system
 
-SPEC = {
+SPEC: dict[str, Any] = {
     "dataset": "points",
     "target": "kind",
     # Long enough that a fault comes while it trains: some seconds.
@@ -62,8 +65,8 @@ def local(home: Path, before: set[str]) -> Iterator[LocalService]:
 
 
 @pytest.fixture
-def running(local: LocalService, new_service: Any) -> Iterator[Any]:
-    service = new_service(local)
+def running(local: LocalService) -> Iterator[Service]:
+    service = Service(local)
     yield service
     service.client.close()
 
@@ -122,19 +125,24 @@ def test_it_talks_to_this_machine_alone(running: Any) -> None:
 
 
 def test_ctrl_c_leaves_nothing(running: Any, before: set[str]) -> None:
+    """But what a job has done: its checkpoint."""
     family, folder = [running.supervisor, *running.processes()], ray_folder(running)
     assert len(family) > 10
-    running.client.jobs.submit(SPEC)  # it is to be found again
+    training = {**SPEC["training"], "checkpoint_every_seconds": 86_400}
+    job_id = running.client.jobs.submit({**SPEC, "training": training})["id"]
+    step = running.step(running.job(job_id, lambda job: running.step(job) > 100))
     assert running.local.end(signal.SIGINT) == 0
+    (kept,) = CheckpointStore(running.local.home / "checkpoints" / job_id).list()
+    assert kept.step >= step
     assert [pid for pid in family if launcher.parent_of(pid) is not None] == []
     assert in_shared_memory() <= before
     assert not folder.exists()
     assert not (running.local.home / "run" / "endpoints.json").exists()
 
 
-def test_started_again_it_has_its_jobs_and_serves_its_models(local: LocalService, new_service: Any) -> None:
+def test_started_again_it_has_its_jobs_and_serves_its_models(local: LocalService) -> None:
     local.start()
-    running = new_service(local)
+    running = Service(local)
     answer = running.client.predict("points", ROWS)  # at once: it takes neither Ray nor MLflow
     assert [p["label"] for p in answer["predictions"]] == ["in", "out"]
     jobs = running.client.jobs.list()["data"]
@@ -143,6 +151,8 @@ def test_started_again_it_has_its_jobs_and_serves_its_models(local: LocalService
     last = running.job(jobs[0]["id"], running.ended)
     assert last["status"] == "succeeded"
     assert {job["result"]["weights_sha256"] for job in [last, *jobs[1:]]} == {last["result"]["weights_sha256"]}
+    messages = [event["message"] for event in running.client.jobs.events_page(last["id"], limit=100)["data"]]
+    assert any(message.startswith("goes on from the checkpoint of step ") for message in messages), messages
     running.client.close()
 
 

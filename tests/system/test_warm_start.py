@@ -4,7 +4,6 @@ import csv
 import os
 import signal
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import httpx
 import pytest
 
 from service.client import ServiceError
-
-from .conftest import service_with_points
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow's own, about its own type hints, at its import
@@ -30,13 +27,6 @@ SOURCE: dict[str, Any] = {
     "distribution": {"shards": 3},
 }
 LONG = {"epochs": 400, "checkpoint_every_seconds": 1}  # long enough for a checkpoint, and for a fault after it
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    environ = {"FALLLINE_WORKER_SLOTS": "3"}
-    with service_with_points(new_service, tmp_path_factory.mktemp("home"), table, environ) as service:
-        yield service
 
 
 @pytest.fixture(scope="module")
