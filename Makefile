@@ -20,7 +20,7 @@ test: $(READY)
 # Every fault that is made for real, one by one; `make test` has a quick part of them. The first line alone takes the
 # switch: the service refuses variables that it does not know.
 faults: $(READY)
-	FALLLINE_FAULTS=all $(BIN)/pytest --verbose --log-cli-level=INFO tests/faults
+	FALLLINE_FAULTS=all $(BIN)/pytest --verbose --log-cli-level=INFO tests/faults tests/deploy
 	$(BIN)/pytest --verbose tests/system/test_controller.py tests/system/test_supervisor.py \
 		tests/system/test_checkpoints.py tests/system/test_cluster.py tests/system/test_nodes.py
 	FALLLINE_SIMULATED_WORLDS=10000 $(BIN)/pytest --verbose tests/service/test_simulated_world.py

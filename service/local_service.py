@@ -111,6 +111,11 @@ class LocalService:
         return self.home / "serve.out"
 
     @property
+    def database(self) -> Path:
+        """The store's file."""
+        return self.home / "fallline.db"
+
+    @property
     def endpoints(self) -> dict[str, Any]:
         """Where its parts listen, and their pids."""
         found: dict[str, Any] = json.loads((self.home / "run" / "endpoints.json").read_text())

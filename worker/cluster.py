@@ -28,7 +28,7 @@ from worker.trainer_host import AUTO, TrainerHost
 
 log = logging.getLogger(__name__)
 NAMESPACE = "fallline"
-SLOT = "worker_slots"
+SLOT, HOME = "worker_slots", "home"  # resources that `ray start` gives a node
 GONE = "f" * 56  # a node that there is not
 ANSWER_S = 10.0  # an idle actor that does not answer within this is taken for dead, and killed
 START_S = 60.0  # a new one may take this long
@@ -248,7 +248,12 @@ class RayActors:
         own = ray.get_runtime_context().get_node_id()
         alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != own)
         return [
-            Node(_short(node["NodeID"]), int(node["Resources"].get("CPU", 0)), int(node["Resources"].get(SLOT, 0)))
+            Node(
+                _short(node["NodeID"]),
+                int(node["Resources"].get("CPU", 0)),
+                int(node["Resources"].get(SLOT, 0)),
+                has_home=node["NodeID"] == own or HOME in node["Resources"],
+            )
             for node in alive
         ]
 

@@ -1,5 +1,6 @@
 """On which node a job's next worker goes. Pure: no bit depends on it, only how far gradients travel."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,15 @@ STRATEGIES = (PACK, SPREAD)
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster, by the name that actors' names have of it; `slots`: so many workers at most."""
+    """A machine of the cluster, by the name that actors' names have of it; `slots`: so many workers at most.
+
+    `has_home`: the service's home is there under the same path, so that a trainer can be.
+    """
 
     name: str
     cpus: int
     slots: int
+    has_home: bool = False
 
 
 def choose(nodes: Sequence[Node], busy: Mapping[str, int], own: Mapping[str, int], strategy: str) -> str | None:
@@ -31,3 +36,20 @@ def choose(nodes: Sequence[Node], busy: Mapping[str, int], own: Mapping[str, int
         return (mine, node is nodes[0], -load) if strategy == PACK else (-mine, -load, node is nodes[0])
 
     return max(idle or room, key=preference).name if room else None
+
+
+def choose_all(nodes: Sequence[Node], busy: Mapping[str, int], workers: int, strategy: str) -> list[str]:
+    """The nodes of a new job's workers, one after the other as `choose` has them; fewer where there is no room."""
+    places: list[str] = []
+    for _ in range(workers):
+        own = Counter(places)
+        at = choose(nodes, Counter(busy) + own, own, strategy)
+        places += [] if at is None else [at]
+    return places
+
+
+def trainer_place(nodes: Sequence[Node], places: Sequence[str]) -> str:
+    """The node of the trainer whose workers are at `places`: theirs, where all are on one that has the home, for they
+    share memory then; else the first, which is the controller's."""
+    shared = {node.name for node in nodes if node.has_home}
+    return places[0] if len(set(places)) == 1 and places[0] in shared else nodes[0].name

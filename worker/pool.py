@@ -1,8 +1,8 @@
 """The actors of all jobs: which wait, and whose the others are. No Ray here: an actor is a name.
 
 A name is the actor's class, the node it was made on, and some digits, with dashes between: who knows the name knows
-where the actor is. Trainers stand on the controller's node, whose files they share; workers wherever `worker.placement`
-says; and of aggregators a job has one on each node that its workers are placed on.
+where the actor is. Workers stand wherever `worker.placement` says, trainers beside them or on the controller's node;
+and of aggregators a job has one on each node that its workers are placed on.
 
 Trainers and aggregators are kept by the controller; a worker knows itself whose it is (`GradientWorker.hold`), so that
 trainers take workers and give them back without asking anybody: what the pool believes to be idle is a guess, and the
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from worker.placement import PACK, Node, choose
+from worker.placement import PACK, Node, choose, choose_all, trainer_place
 
 TRAINER, AGGREGATOR, WORKER = "TrainerHost", "ParameterAggregator", "GradientWorker"
 NOBODY = ""  # holds the workers that wait
@@ -159,9 +159,6 @@ class Pool:
         nodes = self._actors.nodes()
         alive = {node.name for node in nodes}
         self._idle = {kind: [name for name in idle if node_of(name) in alive] for kind, idle in self._idle.items()}
-        for kind, count in ((TRAINER, trainers), (AGGREGATOR, trainers)):
-            while len(self._idle[kind]) < count:
-                self._idle[kind].append(self._make(kind, nodes[0].name))
         while len(self._idle[WORKER]) < workers:
             # As for the one job that would take them all.
             busy = self._busy() + _per_node(self._idle[WORKER])
@@ -170,20 +167,21 @@ class Pool:
             if not name:
                 break
             self._idle[WORKER].append(name)
+        place = trainer_place(nodes, choose_all(nodes, self._busy(), 1, self._placement))
+        for kind in (TRAINER, AGGREGATOR):
+            for _ in range(trainers - _per_node(self._idle[kind])[place]):
+                self._idle[kind].append(self._make(kind, place))
 
     def take(self, workers: int) -> Crew:
         """The actors for a job, from those that wait as far as they go. Fewer workers where there is no room for more:
         the job's trainer recruits the rest."""
         nodes = self._actors.nodes()
-        trainer = self._take(TRAINER, nodes[0].name)
-        found: list[str] = []
-        for _ in range(workers):
-            at = choose(nodes, self._busy() + _per_node(found), _per_node(found), self._placement)
-            name = "" if at is None else self._take(WORKER, at, trainer)
-            found += [name] if name else []
-        beside = list(dict.fromkeys(map(node_of, found))) or [nodes[0].name]
-        aggregators = tuple(self._take(AGGREGATOR, node) for node in beside)
-        crew = self.busy[trainer] = Crew(trainer, aggregators, tuple(found), self._placement)
+        places = choose_all(nodes, self._busy(), workers, self._placement)
+        trainer = self._take(TRAINER, trainer_place(nodes, places))
+        found = tuple(name for at in places if (name := self._take(WORKER, at, trainer)))
+        used = list(dict.fromkeys(map(node_of, found))) or [node_of(trainer)]
+        aggregators = tuple(self._take(AGGREGATOR, node) for node in used)
+        crew = self.busy[trainer] = Crew(trainer, aggregators, found, self._placement)
         return crew
 
     def saw(self, trainer: str, workers: tuple[str, ...]) -> Crew:

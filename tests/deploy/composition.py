@@ -1,5 +1,6 @@
 """compose.yaml without a container engine: the very commands as plain processes, each in a folder and an environment
-of its own, started in the order of `depends_on`, which waits for health checks as an engine does.
+of its own, started in the order of `depends_on`, which waits for health checks as an engine does, and started again
+whenever they end: `restart: unless-stopped`.
 
 What an engine isolates is mapped instead: names of services to loopback addresses, their ports to free ones, volumes
 and secrets to folders. Two options are added to `ray start`, for several nodes on one machine.
@@ -9,25 +10,25 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
+import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from ruamel.yaml import YAML
 
-from service.child import Child
-from service.embedded import Command, new_token
+from service.client import FallLine
+from service.embedded import new_token
 from service.ports import LOOPBACK, free_port
 
-from ..system.conftest import processes_below
+from .container import Container
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BIN = Path(sys.executable).parent
-HEALTHY_S = 120.0
+READY_S = 120.0
+RESTART_S = 0.5  # how often it is looked for containers that have ended
 OWN_PORTS = {"api": {8000: "FALLLINE_PORT"}, "mlflow": {5000: "FALLLINE_MLFLOW_PORT"}}
 # Ray takes 127.0.0.1 for a machine that is alone and replaces it by an outward address; this one it leaves as it is.
 RAY_NODE = "127.0.0.2"
@@ -45,56 +46,11 @@ def image_environment() -> dict[str, str]:
     return dict(pair.split("=", 1) for line in re.findall(r"^ENV (.*)$", text, re.MULTILINE) for pair in line.split())
 
 
-@dataclass
-class Container:
-    """One service's process, in the place of a container."""
-
-    name: str
-    command: list[str]
-    health: list[str]
-    environment: dict[str, str]
-    folder: Path
-    child: Child | None = field(default=None, init=False)
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log"
-
-    def start(self) -> None:
-        """Start it; returns at once. It ends with this process, and all it started with it."""
-        arguments = [str(shutil.which(self.command[0], path=self.environment["PATH"])), *self.command[1:]]
-        self.child = Child(Command(arguments, self.environment, self.folder), self.log, grace=5.0)
-
-    def is_healthy(self) -> bool:
-        """Whether its health check says so, in time."""
-        try:
-            found = subprocess.run(self.health, env=self.environment, cwd=self.folder, capture_output=True, timeout=30)
-        except subprocess.TimeoutExpired:
-            return False
-        return found.returncode == 0
-
-    def wait_until_healthy(self) -> None:
-        """Returns when it is; fails after HEALTHY_S. One that has ended is started again: `restart: unless-stopped`."""
-        until = time.monotonic() + HEALTHY_S
-        while not self.is_healthy():
-            assert time.monotonic() < until, f"{self.name} is not healthy:\n{self.log.read_text()[-3000:]}"
-            if self.child is None or self.child.poll() is not None:
-                self.start()
-            time.sleep(0.2)  # as an engine asks, again and again
-
-    def processes(self, title: str) -> list[int]:
-        """The pids of its processes whose command line contains `title`."""
-        assert self.child is not None
-        return processes_below(self.child.pid, title)
-
-    def wait_until_ended(self) -> None:
-        """Returns when nothing of it is left."""
-        assert self.child is not None
-        self.child.wait(30)
-
-
 class Composition:
-    """The services of compose.yaml, volumes below `folder`. A context manager, which ends all of them."""
+    """The services of compose.yaml, volumes below `folder`. A context manager, which ends all of them.
+
+    To a test it is what a LocalService is: `url`, `home`, `database`, `endpoints`, `wait_until_ready`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.services: dict[str, Any] = read_yaml(DEPLOY / "compose.yaml")["services"]
@@ -104,6 +60,9 @@ class Composition:
         self.secret.write_text(new_token())
         self._ports = {name: {port: free_port() for port in self._named_ports(name)} for name in self.services}
         self.containers = {name: self._containers(name) for name in self.services}
+        self.started: list[str] = []  # services, in their order
+        self._stopping = threading.Event()
+        self._restarts = threading.Thread(target=self._restart, name="restarts", daemon=True)
 
     def __enter__(self) -> Self:
         return self
@@ -111,14 +70,11 @@ class Composition:
     def __exit__(self, *_: object) -> None:
         self.down()
 
-    def up(self) -> list[str]:
-        """Start every service as soon as those are healthy that it depends on: their names, in the order of starting.
-
-        Returns when every one is.
-        """
-        started: list[str] = []
-        while left := [name for name in self.services if name not in started]:
-            ready = [name for name in left if self._depends_on(name) <= set(started)]
+    def up(self) -> None:
+        """Start every service as soon as those are healthy that it depends on; returns when every one is."""
+        self._restarts.start()
+        while left := [name for name in self.services if name not in self.started]:
+            ready = [name for name in left if self._depends_on(name) <= set(self.started)]
             assert ready, f"these wait for each other: {left}"
             for name in ready:
                 for other, condition in self.services[name].get("depends_on", {}).items():
@@ -126,30 +82,76 @@ class Composition:
                         self.wait_until_healthy(other)
                 for container in self.containers[name]:
                     container.start()
-                started.append(name)
-        for name in started:
+                self.started.append(name)
+        for name in self.started:
             self.wait_until_healthy(name)
-        return started
 
     def wait_until_healthy(self, name: str) -> None:
         """Returns when every container of the service is."""
         for container in self.containers[name]:
             container.wait_until_healthy()
 
+    def wait_until_ready(self) -> None:
+        """Returns when the API says that every part is up."""
+        until = time.monotonic() + READY_S
+        with FallLine(self.url) as client:
+            while not client.health()["ready"]:
+                assert time.monotonic() < until, f"not ready: {client.health()}"
+                time.sleep(0.2)  # polls a condition
+
+    def running(self) -> list[Container]:
+        """Those that have not ended."""
+        return [container for each in self.containers.values() for container in each if container.is_running()]
+
     def down(self) -> None:
         """End every service, the last of them first; returns when nothing of them is left."""
-        running = [one for each in reversed(self.containers.values()) for one in each if one.child is not None]
-        for container in running:
-            assert container.child is not None
-            container.child.end()
-        for container in running:
-            container.wait_until_ended()
+        self._stopping.set()
+        if self.started:
+            self._restarts.join()
+        children = [container.child for container in reversed(self.running()) if container.child is not None]
+        for child in children:
+            child.end()
+        for child in children:
+            child.wait(30)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     @property
     def url(self) -> str:
         """Where the published port is."""
-        return f"http://{LOOPBACK}:{self._ports['api'][8000]}"
+        return self._url("api", 8000)
+
+    @property
+    def home(self) -> Path:
+        """The volume that all parts but MLflow have."""
+        return self.folder / "volumes" / "home"
+
+    @property
+    def database(self) -> Path:
+        """The store's file."""
+        return self.folder / "volumes" / "store" / "fallline.db"
+
+    @property
+    def endpoints(self) -> dict[str, Any]:
+        """Where its parts listen, and the pids of those that run; this process stands for the supervisor."""
+        mains = {name: containers[0].main() for name, containers in self.containers.items()}
+        pids = {name: pid for name, pid in mains.items() if pid is not None} | {"supervisor": os.getpid()}
+        return {"api": self.url, "mlflow": self._url("mlflow", 5000), "pids": pids}
+
+    @property
+    def worker_slots(self) -> int:
+        """Of all Ray workers."""
+        return int(self.services["api"]["environment"]["FALLLINE_WORKER_SLOTS"])
+
+    def _url(self, name: str, port: int) -> str:
+        return f"http://{LOOPBACK}:{self._ports[name][port]}"
+
+    def _restart(self) -> None:
+        """What an engine does with containers that end."""
+        while not self._stopping.wait(RESTART_S):
+            for name in list(self.started):
+                for container in self.containers[name]:
+                    if not container.is_running():
+                        container.start()
 
     def _depends_on(self, name: str) -> set[str]:
         return set(self.services[name].get("depends_on", {}))

@@ -1,95 +1,110 @@
-"""The commands of compose.yaml, run: all six processes up, a job over both Ray workers, a prediction, a lost worker."""
+"""The commands of compose.yaml, run: all six processes up, jobs over the Ray workers, predictions, and what is lost.
 
-import os
-import signal
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+Of the tests of the embedded service these are quick ones; the rest is in test_composed_system.py.
+"""
+
+# What is imported is for pytest to find.
+# ruff: noqa: F401
 from typing import Any
 
-import psutil
 import pytest
 
-from service.client import FallLine
-
-from ..system.conftest import table  # noqa: F401
-from .composition import Composition, Container
+from ..faults.conftest import PATIENCE_S, THOROUGH
+from ..faults.picture import JobPicture, Json
+from ..faults.test_processes import test_a_part_is_killed
+from ..service.test_api_datasets import (
+    nothing_left,
+    test_a_broken_file_leaves_nothing,
+    test_what_is_no_upload_is_refused,
+)
+from ..service.test_api_jobs import flowers, test_refusals_name_the_field
+from ..system.test_controller import (
+    test_a_diverging_job_registers_nothing,
+    test_a_killed_api_is_back_at_once_and_the_stream_goes_on_without_a_gap,
+    tracking,
+)
+from ..system.test_diagnostics import test_layers_are_watched_in_the_metrics_and_in_mlflow
+from ..system.test_readme import service, test_the_commands_train_deploy_and_predict
+from .composition import Composition
+from .container import Container
 
 pytestmark = pytest.mark.system
-
-SPEC: dict[str, Any] = {
-    "dataset": "points",
-    "target": "kind",
-    # Long enough that a worker node is lost while it trains: some seconds.
-    "training": {"epochs": 400, "batch_size": 128, "early_stopping": None, "log_every_steps": 40},
-    "distribution": {"workers": 2, "shards": 2},
-    "model": {"name": "points", "deploy": "always"},
-}
 ROWS = [{"x": 0.1, "y": 0.2, "z": 0.0}, {"x": 2.0, "y": -2.0, "z": 0.0}]
 
 
-@pytest.fixture(scope="module")
-def composition(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
-    with Composition(tmp_path_factory.mktemp("compose")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(composition: Composition) -> Iterator[FallLine]:
-    with FallLine(composition.url) as client:
-        yield client
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)  # polls a condition
-
-
-def at_work(node: Container) -> int:
-    """How many of the node's workers have a job: in shared memory, or over object references."""
-    return len(node.processes("GradientWorker.take_seat")) + len(node.processes("GradientWorker.gradients"))
-
-
-def test_all_come_up_in_the_order_of_their_dependencies(composition: Composition, client: FallLine) -> None:
-    order = composition.up()
+def test_all_come_up_in_the_order_of_their_dependencies(composition: Composition) -> None:
+    order = composition.started
     assert order.index("ray-head") < order.index("ray-worker")
     assert order[-1] == "controller"
     assert [len(each) for each in composition.containers.values()] == [1, 1, 1, 2, 1]
-    wait_for(lambda: client.health()["ready"], 60, "/readyz says that every part is up")
 
 
-def test_a_job_over_the_ray_workers_is_tracked_deployed_and_answers(client: FallLine, table: Path) -> None:  # noqa: F811
-    client.datasets.upload(table, name="points")
-    job = client.jobs.wait(client.jobs.submit(SPEC)["id"], timeout_s=120)
-    assert job["status"] == "succeeded", job
+def test_a_job_is_tracked_deployed_and_answers(running: Any) -> None:
+    """In its defaults, but for the names."""
+    job_id = running.submit({"dataset": "points", "target": "kind", "model": {"name": "kinds", "deploy": "always"}})
+    job = running.job(job_id, running.ended)
+    assert job["status"] == "succeeded", job["error"]
     assert job["mlflow"]["run_id"]
     assert job["model"]["deployed"]
-    predictions = client.predict("points", ROWS)["predictions"]
+    predictions = running.client.predict("kinds", ROWS)["predictions"]
     assert [row["label"] for row in predictions] == ["in", "out"]
 
 
-def test_a_lost_worker_node_costs_no_job_and_no_bit(composition: Composition, client: FallLine) -> None:
-    (first,) = client.jobs.list()["data"]
-    job_id = client.jobs.submit(SPEC)["id"]
-    wait_for(lambda: (client.jobs.show(job_id)["progress"] or {}).get("step", 0) > 20, 60, "the job trains")
-    nodes = composition.containers["ray-worker"]
-    wait_for(lambda: any(at_work(node) for node in nodes), 10, "a worker is at work")
-    lost = max(nodes, key=at_work)
-    (raylet,) = lost.processes("raylet/raylet")
-    os.kill(raylet, signal.SIGKILL)
-    lost.wait_until_ended()
-    job = client.jobs.wait(job_id, timeout_s=180)
-    assert job["status"] == "succeeded", job
-    assert job["result"]["weights_sha256"] == first["result"]["weights_sha256"]
-    assert "fault" in [event["type"] for event in client.jobs.events(job_id)]  # it was noticed
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_lost_ray_worker_costs_no_job_and_no_bit(
+    composition: Composition, running: Any, spec: Json, undisturbed: JobPicture, all_faults: bool, workers: int
+) -> None:
+    """Two workers are on one of them, with their trainer: all is lost but the checkpoint. Four are on both."""
+    if not all_faults and workers == 4:
+        pytest.skip("`make faults` does it")
+    job_id = running.submit({**spec, "distribution": {**spec["distribution"], "workers": workers}})
+
+    def trains(job: Json) -> bool:
+        """With all its workers: nobody is being recruited, and only those that have a job are in calls."""
+        return running.step(job) > 20 and job["progress"]["workers"] == workers
+
+    def at_work() -> Container | None:
+        """A node one of whose workers is in a call: over nodes its title says so at moments alone."""
+        nodes = composition.containers["ray-worker"]
+        return next((node for node in nodes if node.processes("GradientWorker.")), None)
+
+    running.job(job_id, trains)
+    found: list[Container] = []
+    running.wait_for(lambda: found.extend(filter(None, [at_work()])) or found, 10, "a worker is at work")
+    lost = found[0]
+    with running.work_goes_on(job_id, "a lost Ray worker"):
+        lost.kill()
+    running.wait_for(lambda: running.faults(job_id), 60, "a word of the loss")
+    running.succeeded(job_id, undisturbed)
     lost.wait_until_healthy()  # it has been started again
 
 
+@THOROUGH
+def test_a_lost_ray_head_costs_no_job_and_no_bit(
+    composition: Composition, running: Any, spec: Json, undisturbed: JobPicture
+) -> None:
+    job_id = running.training(spec)
+    with running.work_goes_on(job_id, "a lost Ray head"):
+        composition.containers["ray-head"][0].kill()
+    running.succeeded(job_id, undisturbed)
+    running.wait_for(running.is_ready, PATIENCE_S, "all parts")
+
+
+def test_the_controllers_node_and_the_head_have_no_actors(composition: Composition, running: Any) -> None:
+    """The store's disk is in the controller's container; trainers are beside their workers."""
+    titles = ("TrainerHost", "GradientWorker", "ParameterAggregator")
+
+    def having(title: str) -> set[str]:
+        named = composition.containers.items()
+        return {name for name, each in named if any(container.processes(title) for container in each)}
+
+    for title in titles:
+        running.wait_for(lambda title=title: having(title), 60, f"a {title} that waits")
+        assert having(title) == {"ray-worker"}
+
+
 def test_nothing_is_left(composition: Composition) -> None:
-    running = [container.child.pid for each in composition.containers.values() for container in each if container.child]
-    family = [process for pid in running for process in psutil.Process(pid).children(recursive=True)]
+    family = [process for container in composition.running() for process in container.family()]
     assert len(family) > 10
     composition.down()
     assert not [process for process in family if process.is_running()]

@@ -131,6 +131,16 @@ def test_kubernetes_runs_the_commands_that_compose_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
+def test_kubernetes_gives_the_environment_that_compose_gives(name: str) -> None:
+    """But for names, the way of the token, and how many workers there may be."""
+    here, there = dict(SERVICES[name]["environment"]), environment(name)
+    own = {"RAY_AUTH_TOKEN_PATH", "FALLLINE_WORKER_SLOTS", "FALLLINE_ALLOWED_HOSTS"}
+    assert there.keys() - here.keys() <= own
+    here = {variable: value.replace("ray-head", "fallline-head-svc") for variable, value in here.items()}
+    assert {v: value for v, value in here.items() if v not in own} == {v: x for v, x in there.items() if v not in own}
+
+
+@pytest.mark.parametrize("name", SERVICES)
 def test_compose_gives_settings_that_exist_and_can_be_meant(name: str) -> None:
     given = image_environment() | SERVICES[name]["environment"]
     Settings.from_environment(given)

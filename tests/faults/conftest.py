@@ -15,11 +15,11 @@ import pytest
 
 from service.local_service import LocalService
 
-from ..system.conftest import Service, new_service, service_with_points, table
+from ..system.conftest import Service, service_with_points, table
 from .invariants import check
 from .picture import Family, JobPicture, Picture, take
 
-__all__ = ["new_service", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 WORKER_SLOTS = 6
 LEASE_SECONDS = 10.0

@@ -92,7 +92,7 @@ def take(
     """`running`: a Service of tests/system/conftest.py. `thorough`: the jobs whose points and versions are read."""
     jobs = {}
     for page in _pages(running.client.jobs.list):
-        leases = _leases(running.local.home / "fallline.db")  # for each page: jobs of a long list come and go meanwhile
+        leases = _leases(running.local.database)  # for each page: jobs of a long list come and go meanwhile
         jobs |= {job["id"]: JobPicture(job, leases.get(job["id"])) for job in page}
     with httpx.Client(base_url=f"{running.local.endpoints['mlflow']}/api/2.0/mlflow", timeout=30) as mlflow:
         for job_id in jobs.keys() & set(thorough):

@@ -25,7 +25,7 @@ KEY = {"Idempotency-Key": "while it is locked"}
 @contextmanager
 def locked(running: Any) -> Iterator[None]:
     """Another process's transaction, which keeps writers and readers out."""
-    path = running.local.home / "fallline.db"
+    path = running.local.database
     with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         yield
@@ -83,7 +83,7 @@ def test_a_controller_stopped_in_a_transaction_is_told_as_such(
 ) -> None:
     """SQLite without WAL: its lock is everybody's. Readers are told so; it goes on where it was."""
     job_id, controller = running.training(spec), running.local.endpoints["pids"]["controller"]
-    database = running.local.home / "fallline.db"
+    database = running.local.database
     with httpx.Client(base_url=running.local.url, timeout=60) as client:
         for _ in range(500):
             os.kill(controller, signal.SIGSTOP)

@@ -33,7 +33,7 @@ def processes_below(ancestor: int, title: str) -> list[int]:
 
 
 class Service:
-    """A running service, a client of it, and its processes."""
+    """A running service, a client of it, and its processes. `local` may be what tests/deploy has in its place, too."""
 
     def __init__(self, local: LocalService) -> None:
         self.local = local
@@ -98,7 +98,7 @@ class Service:
         """SIGSTOP at a moment when the process does not hold SQLite's lock, which would stop everybody."""
         for _ in range(100):
             os.kill(pid, signal.SIGSTOP)
-            with closing(sqlite3.connect(self.local.home / "fallline.db", timeout=0.5)) as connection:
+            with closing(sqlite3.connect(self.local.database, timeout=0.5)) as connection:
                 with suppress(sqlite3.OperationalError):  # database is locked
                     connection.execute("BEGIN IMMEDIATE")
                     connection.rollback()
@@ -153,6 +153,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_service() -> type[Service]:
-    """The class: a fixture, since test modules cannot import from here."""
-    return Service
+def running(tmp_path_factory: pytest.TempPathFactory, table: Path) -> Iterator[Service]:
+    """One for all modules whose tests leave nothing behind that others would mind: to start one takes long.
+
+    Three worker slots, so that some jobs do not fit.
+    """
+    with service_with_points(Service, tmp_path_factory.mktemp("home"), table, {"FALLLINE_WORKER_SLOTS": "3"}) as found:
+        yield found

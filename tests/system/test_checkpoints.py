@@ -3,15 +3,9 @@
 What must hold each time: the weights and every metric point of the undisturbed job, and one version of the model.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from worker.checkpoint_store import CheckpointStore
-
-from .conftest import service_with_points
 
 pytestmark = pytest.mark.system
 
@@ -29,12 +23,6 @@ SPEC: dict[str, Any] = {
     "network": {"dropout": 0.1},
     "distribution": {"workers": 2, "shards": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    with service_with_points(new_service, tmp_path_factory.mktemp("home"), table) as service:
-        yield service
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +98,3 @@ def test_so_does_one_that_exchanges_objects(running: Any) -> None:
     running.client.jobs.resume(job_id)
     assert outcome(running, job_id) == wanted
     assert resumed_at(running, job_id) == [step]
-
-
-def test_a_service_that_ends_in_order_saves_what_there_is(running: Any, new_service: Any) -> None:
-    """The last test of the module."""
-    service = new_service(running.local)
-    running.local.wait_until_ready()
-    job_id = submitted(service, training={**SPEC["training"], "epochs": 100_000, "checkpoint_every_seconds": 86_400})
-    step = service.step(service.job(job_id, lambda job: service.step(job) > 100))
-    service.client.close()
-    assert running.local.end() == 0
-    (kept,) = CheckpointStore(running.local.home / "checkpoints" / job_id).list()
-    assert kept.step >= step

@@ -4,17 +4,14 @@ After each, the checker: same weights, every metric once in the store and in MLf
 """
 
 import math
+import threading
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.client import ServiceError
+from service.client import FallLine, ServiceError
 from service.tracked import JOB_TAG
-
-from .conftest import service_with_points
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow's own, about its own type hints, at its import
@@ -29,15 +26,6 @@ SPEC: dict[str, Any] = {
     "training": {"epochs": 400, "batch_size": 128, "early_stopping": None, "log_every_steps": 40},
     "distribution": {"workers": 2, "shards": 2},
 }
-SLOTS = 3
-LEASE = 6.0  # seconds: short, so that the test of two controllers need not wait for long
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    environ = {"FALLLINE_WORKER_SLOTS": str(SLOTS), "FALLLINE_LEASE_SECONDS": str(LEASE)}
-    with service_with_points(new_service, tmp_path_factory.mktemp("home"), table, environ) as service:
-        yield service
 
 
 @pytest.fixture
@@ -146,6 +134,32 @@ def test_policies_deploy_and_a_move_in_mlflow_is_followed(running: Any, tracking
     assert running.client.predict("policy", rows)["version"] == 1
     running.wait_for(lambda: tracking.production(["policy"]) == {"policy": 1}, 10, "the move made here")
     assert running.client.predict("policy", rows)["version"] == 1
+
+
+def test_a_killed_api_is_back_at_once_and_the_stream_goes_on_without_a_gap(running: Any) -> None:
+    job_id = submitted(running)
+    seen: list[dict[str, Any]] = []
+
+    def watch() -> None:
+        with FallLine(running.local.url) as client:
+            seen.extend(client.jobs.events(job_id))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    at_kill = running.step(training(running, job_id))
+    killed = running.local.endpoints["pids"]["api"]
+    running.kill("api")
+    seconds = running.wait_for(lambda: running.local.endpoints["pids"].get("api") != killed, 10, "another API")
+    job = running.job(job_id, running.ended)
+    watcher.join(30)
+    assert not watcher.is_alive()
+    assert seconds < 5
+    assert job["status"] == "succeeded"
+    assert running.step(job) > at_kill
+    assert [event["id"] for event in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1]["data"]["status"] == "succeeded"
+    # Training did not notice: one attempt, all steps.
+    assert [e["type"] for e in seen].count("fault") == 0
 
 
 def test_a_paused_job_gives_its_slots_back_and_goes_on_where_it_was(

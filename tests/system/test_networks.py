@@ -2,14 +2,11 @@
 
 import csv
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-from service.local_service import LocalService
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow's own, about its own type hints, at its import
@@ -70,39 +67,35 @@ def write_table(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, new_service: Any) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp("networks")
-    write_table(folder / "points.csv")
-    with LocalService(folder / "home") as local:
-        local.wait_until_ready()
-        service = new_service(local)
-        service.client.datasets.upload(folder / "points.csv", name="points")
-        yield service
-        service.client.close()
+def dataset(running: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its id."""
+    path = tmp_path_factory.mktemp("networks") / "distances.csv"
+    write_table(path)
+    return str(running.client.datasets.upload(path)["id"])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_network_is_trained_kept_and_answers(service: Any, case: str) -> None:
+def test_a_network_is_trained_kept_and_answers(running: Any, dataset: str, case: str) -> None:
     given = CASES[case]
     training = {"epochs": 25, "batch_size": 64} | given.get("training", {})
-    spec = {"dataset": "points", "name": case, "distribution": {"shards": 2}, **given, "training": training}
+    spec = {"dataset": dataset, "name": case, "distribution": {"shards": 2}, **given, "training": training}
     spec = {"features": ["x", "y", "side"], "optimizer": {"learning_rate": 0.01}} | spec
-    job = service.job(service.client.jobs.submit(spec)["id"], service.ended)
+    job = running.job(running.client.jobs.submit(spec)["id"], running.ended)
     assert job["status"] == "succeeded", job["error"]
     if case == "huber":
         assert job["metrics"]["validation_r2"] > 0.8
     else:
         assert job["metrics"]["validation_accuracy"] > 0.85
     far, near = {"x": 3.0, "y": 0.1, "side": "right"}, {"x": 0.1, "y": -0.1, "side": "left"}
-    answers = service.client.predict(case, [far, near], version=1)["predictions"]
+    answers = running.client.predict(case, [far, near], version=1)["predictions"]
     if case == "huber":
         assert answers[0]["value"] > answers[1]["value"] + 1
     else:
         assert [answer["label"] for answer in answers] == ["out, far!", "in"]
         assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
     # what was resolved is a spec: submitted again, it gives the same weights
-    again = service.job(service.client.jobs.submit(job["spec"] | {"model": None})["id"], service.ended)
+    again = running.job(running.client.jobs.submit(job["spec"] | {"model": None})["id"], running.ended)
     assert again["result"]["weights_sha256"] == job["result"]["weights_sha256"]
     assert again["spec"] == job["spec"] | {"model": None}
-    run = Tracking(service.local.endpoints["mlflow"]).client.get_run(job["mlflow"]["run_id"])
+    run = Tracking(running.local.endpoints["mlflow"]).client.get_run(job["mlflow"]["run_id"])
     assert run.data.params["training.precision"] == training.get("precision", "float32")

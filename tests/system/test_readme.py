@@ -5,8 +5,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,12 +23,18 @@ def blocks() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[LocalService]:
-    with LocalService() as running:
-        yield running
+def service(running: Any) -> LocalService:
+    found: LocalService = running.local
+    return found
 
 
-def test_the_commands_train_deploy_and_predict(service: LocalService, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def environ(service: LocalService) -> dict[str, str]:
+    """By which the command line finds it."""
+    return {**os.environ, "FALLLINE_HOME": str(service.home)}
+
+
+def test_the_commands_train_deploy_and_predict(service: LocalService, environ: dict[str, str], tmp_path: Path) -> None:
     written = blocks()
     assert set(written) >= ELSEWHERE
     script = "\n".join(["set -euo pipefail", *(block for block in written if block not in ELSEWHERE)])
@@ -38,7 +44,7 @@ def test_the_commands_train_deploy_and_predict(service: LocalService, tmp_path: 
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
-        env={**os.environ, "FALLLINE_HOME": str(service.home)},
+        env=environ,
         capture_output=True,
         text=True,
         timeout=240,
@@ -51,7 +57,7 @@ def test_the_commands_train_deploy_and_predict(service: LocalService, tmp_path: 
     assert answer["predictions"][0]["label"] == 0  # the first of the digits
 
 
-def test_the_python_lines_run(service: LocalService, tmp_path: Path) -> None:
+def test_the_python_lines_run(environ: dict[str, str], tmp_path: Path) -> None:
     from service.demo import write_digits
 
     write_digits(tmp_path / "digits.csv")
@@ -59,7 +65,7 @@ def test_the_python_lines_run(service: LocalService, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "FALLLINE_HOME": str(service.home)},
+        env=environ,
         capture_output=True,
         text=True,
         timeout=240,

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 
-from service.local_service import LocalService
-
 pytestmark = pytest.mark.system
 
 SPEC: dict[str, Any] = {
@@ -20,28 +18,24 @@ SPEC: dict[str, Any] = {
 }
 
 
-def holders(service: Any) -> list[int]:
+def holders(running: Any) -> list[int]:
     """The workers that have a job's segment mapped."""
-    workers = service.processes("GradientWorker")
+    workers = running.processes("GradientWorker")
     return [pid for pid in workers if "fallline-segment" in Path(f"/proc/{pid}/maps").read_text()]
 
 
-def test_a_job_goes_on_with_the_workers_that_are_asked_for(tmp_path: Path, new_service: Any, table: Path) -> None:
-    with LocalService(tmp_path / "home") as local:
-        local.wait_until_ready()
-        service = new_service(local)
-        client = service.client
-        client.datasets.upload(table, name="points")
-        undisturbed = client.jobs.submit(SPEC)["id"]
-        scaled = client.jobs.submit(SPEC)["id"]
-        for workers in (3, 2):
-            client.jobs.scale(scaled, workers)
-            service.job(scaled, lambda job, wanted=workers: job["progress"]["workers"] == wanted)
-        found = [service.job(job_id, service.ended) for job_id in (undisturbed, scaled)]
-        service.wait_for(lambda: not holders(service), 10, "idle workers give their job's memory back")
-        events = [event["message"] for event in client.jobs.events_page(scaled, limit=100)["data"]]
-        client.close()
-    assert [job["status"] for job in found] == ["succeeded"] * 2
-    assert found[0]["result"]["weights_sha256"] == found[1]["result"]["weights_sha256"]
+def test_a_job_goes_on_with_the_workers_that_are_asked_for(running: Any) -> None:
+    client = running.client
+    undisturbed = running.job(client.jobs.submit(SPEC)["id"], running.ended)
+    job_id = client.jobs.submit(SPEC)["id"]
+    running.job(job_id, lambda job: running.step(job) > 0)
+    for workers in (3, 2):
+        client.jobs.scale(job_id, workers)
+        running.job(job_id, lambda job, wanted=workers: job["progress"]["workers"] == wanted)
+    scaled = running.job(job_id, running.ended)
+    running.wait_for(lambda: not holders(running), 10, "idle workers give their job's memory back")
+    events = [event["message"] for event in client.jobs.events_page(job_id, limit=100)["data"]]
+    assert [job["status"] for job in (undisturbed, scaled)] == ["succeeded"] * 2
+    assert scaled["result"]["weights_sha256"] == undisturbed["result"]["weights_sha256"]
     assert "asked for 3 workers" in events
     assert any(message.startswith("scaled from 3 to 2 workers") for message in events), events

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ import psutil
 import pytest
 
 from service import launcher
-from service.client import FallLine
 from service.local_service import LocalService
+from worker.checkpoint_store import CheckpointStore
+
+from .conftest import Service
 
 pytestmark = pytest.mark.system
 
-SPEC = {
+SPEC: dict[str, Any] = {
     "dataset": "points",
     "target": "kind",
     # Long enough that a fault comes while it trains: some seconds.
@@ -64,8 +65,8 @@ def local(home: Path, before: set[str]) -> Iterator[LocalService]:
 
 
 @pytest.fixture
-def running(local: LocalService, new_service: Any) -> Iterator[Any]:
-    service = new_service(local)
+def running(local: LocalService) -> Iterator[Service]:
+    service = Service(local)
     yield service
     service.client.close()
 
@@ -106,33 +107,6 @@ def test_a_taken_port_is_told(running: Any, tmp_path: Path) -> None:
     assert f"port {port} is in use: set FALLLINE_PORT" in done.stderr
 
 
-def test_a_killed_api_is_back_at_once_and_the_stream_goes_on_without_a_gap(running: Any) -> None:
-    job = running.client.jobs.submit(SPEC)
-    seen: list[dict[str, Any]] = []
-
-    def watch() -> None:
-        with FallLine(running.local.url) as client:
-            seen.extend(client.jobs.events(job["id"]))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    at_kill = running.step(running.job(job["id"], lambda job: running.step(job) > 20))
-    killed = running.local.endpoints["pids"]["api"]
-    running.kill("api")
-    seconds = running.wait_for(lambda: running.local.endpoints["pids"].get("api") != killed, 10, "another API")
-    job = running.job(job["id"], running.ended)
-    watcher.join(30)
-    assert not watcher.is_alive()
-    assert seconds < 5
-    assert job["status"] == "succeeded"
-    assert running.step(job) > at_kill
-    assert [event["id"] for event in seen] == list(range(1, len(seen) + 1))
-    assert seen[-1]["data"]["status"] == "succeeded"
-    # Training did not notice: one attempt, all steps.
-    assert [e["type"] for e in seen].count("fault") == 0
-    assert "api killed by signal 9, started again" in running.local.output.read_text()
-
-
 def test_a_killed_launcher_leaves_no_orphan(running: Any) -> None:
     api = running.local.endpoints["pids"]["api"]
     above = launcher.parent_of(api)
@@ -140,6 +114,7 @@ def test_a_killed_launcher_leaves_no_orphan(running: Any) -> None:
     os.kill(above, signal.SIGKILL)
     running.wait_for(lambda: launcher.parent_of(api) is None, 5, "the end of the API whose launcher was killed")
     running.wait_for(running.is_ready, 10, "the API's return")
+    assert "api killed by signal 9, started again" in running.local.output.read_text()
 
 
 def test_it_talks_to_this_machine_alone(running: Any) -> None:
@@ -150,27 +125,34 @@ def test_it_talks_to_this_machine_alone(running: Any) -> None:
 
 
 def test_ctrl_c_leaves_nothing(running: Any, before: set[str]) -> None:
+    """But what a job has done: its checkpoint."""
     family, folder = [running.supervisor, *running.processes()], ray_folder(running)
     assert len(family) > 10
-    running.client.jobs.submit(SPEC)  # it is to be found again
+    training = {**SPEC["training"], "checkpoint_every_seconds": 86_400}
+    job_id = running.client.jobs.submit({**SPEC, "training": training})["id"]
+    step = running.step(running.job(job_id, lambda job: running.step(job) > 100))
     assert running.local.end(signal.SIGINT) == 0
+    (kept,) = CheckpointStore(running.local.home / "checkpoints" / job_id).list()
+    assert kept.step >= step
     assert [pid for pid in family if launcher.parent_of(pid) is not None] == []
     assert in_shared_memory() <= before
     assert not folder.exists()
     assert not (running.local.home / "run" / "endpoints.json").exists()
 
 
-def test_started_again_it_has_its_jobs_and_serves_its_models(local: LocalService, new_service: Any) -> None:
+def test_started_again_it_has_its_jobs_and_serves_its_models(local: LocalService) -> None:
     local.start()
-    running = new_service(local)
+    running = Service(local)
     answer = running.client.predict("points", ROWS)  # at once: it takes neither Ray nor MLflow
     assert [p["label"] for p in answer["predictions"]] == ["in", "out"]
     jobs = running.client.jobs.list()["data"]
-    assert [job["status"] for job in jobs[1:]] == ["succeeded", "succeeded"]
+    assert [job["status"] for job in jobs[1:]] == ["succeeded"]
     local.wait_until_ready()
     last = running.job(jobs[0]["id"], running.ended)
     assert last["status"] == "succeeded"
     assert {job["result"]["weights_sha256"] for job in [last, *jobs[1:]]} == {last["result"]["weights_sha256"]}
+    messages = [event["message"] for event in running.client.jobs.events_page(last["id"], limit=100)["data"]]
+    assert any(message.startswith("goes on from the checkpoint of step ") for message in messages), messages
     running.client.close()
 
 

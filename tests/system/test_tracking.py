@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ with warnings.catch_warnings():
 pytestmark = pytest.mark.system
 
 
-def wait_for(url: str, seconds: float = 60) -> None:
+def wait_for(url: str, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -65,10 +66,8 @@ def server(folder: Path, port: int) -> Iterator[Child]:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port = free_port()
-    with server(tmp_path_factory.mktemp("mlflow"), port):
-        yield f"http://127.0.0.1:{port}"
+def url(running: Any) -> str:
+    return str(running.local.endpoints["mlflow"])
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def description(job_id: str) -> RunDescription:
     return RunDescription(
         job_id=job_id,
         name="digits",
-        experiment="digits",
+        experiment="flowers",
         started_at=1_700_000_000.1234,
         parameters={"network": {"hidden": [8]}, "dataset": "d" * 7000, "schedule": None, "loss": "cross_entropy"}
         | {f"extra{i}": i for i in range(250)},
@@ -246,12 +245,13 @@ def test_a_version_is_registered_once(
 
 
 def test_a_model_that_was_linked_before_a_crash_is_registered_after_it(
-    tracking: Tracking, registered: tuple[RunReference, int], registration: Registration
+    tracking: Tracking, registration: Registration
 ) -> None:
     """MLflow refuses to link it a second time."""
-    run, lost = registered[0], replace(registration, job_id="job_lost")
+    run = tracking.start_run(replace(description("job_lost"), experiment="lost"))
+    lost = replace(registration, job_id="job_lost", name="lost")
     made = tracking._logged_model(run, lost)
-    found = tracking.client.get_model_version(registration.name, str(tracking.register(run, lost)))
+    found = tracking.client.get_model_version(lost.name, str(tracking.register(run, lost)))
     assert found.source == f"models:/{made}"
 
 

@@ -4,7 +4,6 @@ import csv
 import os
 import signal
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import httpx
 import pytest
 
 from service.client import ServiceError
-from service.local_service import LocalService
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow's own, about its own type hints, at its import
@@ -29,16 +27,6 @@ SOURCE: dict[str, Any] = {
     "distribution": {"shards": 3},
 }
 LONG = {"epochs": 400, "checkpoint_every_seconds": 1}  # long enough for a checkpoint, and for a fault after it
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, new_service: Any, table: Path) -> Iterator[Any]:
-    with LocalService(tmp_path_factory.mktemp("home"), {"FALLLINE_WORKER_SLOTS": "3"}) as local:
-        local.wait_until_ready()
-        service = new_service(local)
-        service.client.datasets.upload(table, name="points")
-        yield service
-        service.client.close()
 
 
 @pytest.fixture(scope="module")

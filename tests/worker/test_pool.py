@@ -214,6 +214,30 @@ def test_trainers_stay_on_the_first_node_and_an_aggregator_stands_on_each_that_h
     assert [node_of(name) for name in pool.take(0).aggregators] == ["a"]
 
 
+HOMES = (Node("controller", 0, 0, has_home=True), Node("b", 2, 4, has_home=True), Node("c", 2, 4))
+
+
+def test_a_trainer_stands_beside_its_workers_where_all_are_on_one_node_that_has_the_home() -> None:
+    pool = Pool(Names(*HOMES), PACK)
+    crews = [pool.take(workers) for workers in (2, 1, 4)]
+    assert [{node_of(name) for name in crew.workers} for crew in crews] == [{"b"}, {"c"}, {"b", "c"}]
+    assert [node_of(crew.trainer) for crew in crews] == ["b", "controller", "controller"]
+
+
+def test_a_trainer_is_made_ahead_where_the_next_job_is_to_be() -> None:
+    names = Names(*HOMES)
+    pool = Pool(names, PACK)
+    for _ in range(2):  # the second time there is nothing to do
+        pool.warm(1, 2)
+        assert sorted(name[:-9] for name in names.held) == [
+            "GradientWorker-b", "GradientWorker-b", "ParameterAggregator-b", "TrainerHost-b"
+        ]  # fmt: skip
+    made = names.names()
+    assert set(pool.take(2).all) == made
+    pool.warm(1, 0)
+    assert {node_of(name) for name in names.names() - made} == {"controller"}  # `c`, whose turn it is, has no home
+
+
 def test_idle_workers_are_taken_where_the_job_is_to_be() -> None:
     names = Names(*NODES)
     pool = Pool(names, PACK)
