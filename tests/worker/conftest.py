@@ -70,6 +70,9 @@ class MemoryRemote:
     ready: bool = True
     calls: list[str] = field(default_factory=list)
 
+    def call_beside(self, method: str, *arguments: Any) -> Any:
+        return self.call(method, *arguments)
+
     def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
         result = self._run(method, arguments)
         if returns == 1:
@@ -124,6 +127,9 @@ class MemoryTransport:
             if reference.error is not None:
                 raise reference.error
         return [reference.value for reference in references]
+
+    def address(self, remote: MemoryRemote) -> str:
+        return "127.0.0.1"
 
     def is_alive(self, remote: MemoryRemote) -> bool:
         return remote.alive
