@@ -128,16 +128,20 @@ class RemoteExchange(ABC):
         self._changed()
         return list(missed)
 
-    def _get(self, references: list[Reference]) -> list[Any]:
-        """Results of calls that may take long. Where none comes for SILENCE_S, everybody is asked whether they live:
-        who hangs is killed for that silence, and is not waited for; who has much to do is waited for."""
+    def _get(self, references: Sequence[Reference]) -> list[Any]:
+        """Results of calls that may take long."""
         for reference in references:
-            while not self._transport.wait([reference], SILENCE_S):
-                everybody = (*self._crew.members, *self._aggregators)
-                silent = [each.name for each in everybody if not self._transport.is_alive(each)]
-                if silent:
-                    raise RemoteLost(f"no answer from {', '.join(silent)}")
+            self._wait([reference])
         return self._transport.get(references)
+
+    def _wait(self, references: Sequence[Reference]) -> None:
+        """Until one of them is there. Where none comes for SILENCE_S, everybody is asked whether they live: who hangs
+        is killed for that silence, and is not waited for; who has much to do is waited for."""
+        while not self._transport.wait(references, SILENCE_S):
+            everybody = (*self._crew.members, *self._aggregators)
+            silent = [each.name for each in everybody if not self._transport.is_alive(each)]
+            if silent:
+                raise RemoteLost(f"no answer from {', '.join(silent)}")
 
     def _recover(self, error: Exception, began: float | None = None) -> None:
         """Go on with the workers that are left, if a worker was what died; a new one joins at a later step.

@@ -13,6 +13,7 @@ has the others give the generation up. The aggregators then all commit the step 
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from core.network import network_graph, parameter_layout
 from worker.crew import Crew, Reference, Remote, Transport
@@ -22,7 +23,8 @@ from worker.remote_exchange import RemoteExchange
 from worker.wiring import Stretch, Wiring, settle
 
 STRETCH = 1024  # steps, at most: the aggregators keep as many reports
-FRUITLESS = 3  # so often in a row links may break, no step be committed and nobody be dead
+FRUITLESS = 3  # so often in a row links may break though no step is committed and nobody is dead
+OPENING_FRUITLESS = 1  # ... before the first step: they may never be linked
 
 
 class SocketExchange(RemoteExchange):
@@ -45,10 +47,12 @@ class SocketExchange(RemoteExchange):
         listening = [each.call("listen", transport.address(each)) for each in self._aggregators]
         self._places = tuple(transport.get(listening))
         self._secret = secrets.token_bytes(32)
-        self._generation, self._fruitless = 0, 0
+        self._generation, self._fruitless, self._patience = 0, 0, OPENING_FRUITLESS
         self._wired: list[str] = []  # the workers of the current generation
         self._wiring: Wiring | None = None
-        self._stretch(0)
+        while self._wiring is None:
+            self._stretch(0)
+        self._patience = FRUITLESS
 
     def run_steps(self, count: int) -> list[StepReport]:
         target, reports = self._committed + count, list[StepReport]()
@@ -64,13 +68,11 @@ class SocketExchange(RemoteExchange):
     def _stretch(self, last: int) -> list[StepReport]:
         """The reports of the steps after the committed one, up to `last` or a loss. Raises LinkBroken where nobody is
         lost, and yet they cannot be linked."""
+        calls = self._called(last)
         try:
-            found: list[Stretch] = self._get(self._called(last))
-            broken = next((each.broken for each in found if each.broken is not None), None)
-            if broken is not None:
-                raise LinkBroken(*broken)
+            found = self._results(calls)
         except (RemoteLost, LinkBroken) as error:
-            return self._begin_again(error)
+            return self._begin_again(error, calls)
         self._committed, self._fruitless = last, 0
         return list(found[0].reports)
 
@@ -87,12 +89,30 @@ class SocketExchange(RemoteExchange):
         calls = [each.call("serve", self._wiring, first, last) for each in self._aggregators]
         return calls + [worker.call("serve", self._wiring, k, first, last) for k, (worker, _) in enumerate(dealt)]
 
-    def _begin_again(self, error: RemoteLost | LinkBroken) -> list[StepReport]:
+    def _results(self, calls: Sequence[Reference]) -> list[Stretch]:
+        """What the calls have come to. Raises as soon as one has come to nothing: others may wait for it for ever."""
+        found: dict[int, Stretch] = {}
+        while len(found) < len(calls):
+            waiting = [k for k in range(len(calls)) if k not in found]
+            self._wait([calls[k] for k in waiting])
+            for k in waiting:
+                if self._transport.is_ready(calls[k]):
+                    stretch: Stretch = self._transport.get([calls[k]])[0]
+                    if stretch.broken is not None:
+                        raise LinkBroken(*stretch.broken)
+                    found[k] = stretch
+        return [found[k] for k in range(len(calls))]
+
+    def _begin_again(self, error: RemoteLost | LinkBroken, calls: Sequence[Reference]) -> list[StepReport]:
         """Have everybody who is left at the same step, and at nothing; the reports that are not known yet. Raises
-        `error` where nobody can go on."""
+        `error` where nobody can go on, and what a call has raised that is no loss: Diverged, say."""
         began = self._clock()
+        self._changed()
         for each in (*self._aggregators, *self._crew.members):
             each.call_beside("give_up", self._generation)
+        for call in calls:
+            with suppress(RemoteLost):  # `_recover` finds out who
+                self._get([call])
         late, reduced = settle(self._get(self._all("standing")))
         self._get([self._aggregators[number].call("commit_kept", reduced) for number in late])
         reports = self._missed(self._committed)
@@ -100,7 +120,7 @@ class SocketExchange(RemoteExchange):
         try:
             self._recover(error, began)
         except LinkBroken:  # nobody is dead, and it may have been an accident
-            if self._fruitless > FRUITLESS:
+            if self._fruitless > self._patience:
                 raise
         return reports
 

@@ -96,7 +96,7 @@ def test_who_knows_the_secret_is_linked_and_hears_what_was_said_to_it(called: Ca
     ids=str,
 )
 def test_who_is_not_expected_is_cut_off(called: Called, links: Links, caller: Caller) -> None:
-    with pytest.raises(LinkBroken, match="aggregator 0 at 127.0.0.1"):
+    with pytest.raises(LinkBroken, match=r"aggregator 0 at 127\.0\.0\.1"):
         connect(called.address, "aggregator 0", caller, SECRET, links)
     assert called.welcomed == []
 
