@@ -172,6 +172,7 @@ class AggregatorSeat:
     def _pieces(self, worker: _Worker, step: int) -> Iterator[memoryview]:
         """The buffers for what a worker sends in `step`."""
         for shard in worker.shards:
+            worker.link.due = GRADIENT.size + (self._slots[shard].nbytes if worker.gradients is None else 0)
             yield worker.header
             generation, of, number, rows, weight, loss = GRADIENT.unpack(worker.header)
             expect(worker.link, (generation, of, number), (self._generation, step, shard))
@@ -193,12 +194,14 @@ class AggregatorSeat:
         return [reduced if k == self._number else _reduced(self._peers[k]) for k in range(len(self._shares))]
 
     def _reductions(self, peer: _Peer, step: int) -> Iterator[memoryview]:
+        peer.link.due = REDUCED.size + peer.squares.nbytes
         yield peer.header
         generation, of, count = REDUCED.unpack(peer.header)
         counts = (0, self._plan.shards)
         expect(peer.link, (generation, of, count in counts), (self._generation, step, True))
         yield raw(peer.squares)
         if count:
+            peer.link.due = peer.evidence.nbytes
             yield raw(peer.evidence)
 
     def _send(self, step: int) -> None:

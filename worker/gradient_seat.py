@@ -135,6 +135,7 @@ class GradientSeat:
         self._inbox.fill({each.link: self._share(each, step) for each in self._aggregators})
 
     def _share(self, aggregator: _Aggregator, step: int) -> Iterator[memoryview]:
+        aggregator.link.due = PARAMETERS.size + sum(map(len, aggregator.parameters))
         yield aggregator.header
         expect(aggregator.link, PARAMETERS.unpack(aggregator.header), (self._generation, step))
         yield from aggregator.parameters

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from worker.errors import LinkBroken
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))  # seconds, seconds, times
+HELD_BYTES = 2 * 1024**2  # of a larger message who receives is told piece after piece
 UNACKNOWLEDGED_MS = 15_000  # what was sent and not received for so long breaks the link
 
 
@@ -29,6 +30,8 @@ class Link:
 
     def __init__(self, connection: socket.socket, peer: str) -> None:
         self._connection, self.peer = connection, peer
+        self.due = 0  # so many bytes of a message are still to come, where the receiver has said so
+        self._low = 1
 
     def fileno(self) -> int:
         return self._connection.fileno()
@@ -46,6 +49,16 @@ class Link:
         except OSError as error:
             raise LinkBroken(self.peer, str(error)) from error
 
+    def wait_for_due(self) -> None:
+        """Have nobody woken before what is `due` is all there, as far as the system can hold it back.
+
+        It wakes all the same when that does not fit into its buffers, and at the end of the connection.
+        """
+        low = self.due if 0 < self.due <= HELD_BYTES else 1
+        if low != self._low:
+            self._low = low
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)
+
     def receive(self, view: memoryview) -> int:
         """How many bytes of what has come are in `view` now: 0 when there are none yet. LinkBroken."""
         try:
@@ -56,6 +69,7 @@ class Link:
             raise LinkBroken(self.peer, str(error)) from error
         if count == 0:
             raise LinkBroken(self.peer, "it has closed the connection")
+        self.due -= count
         return count
 
 
@@ -77,6 +91,7 @@ class Inbox:
         for link, views in buffers.items():
             if (view := next(views, None)) is not None:
                 waiting[link.fileno()] = link, views, view
+                link.wait_for_due()
         while waiting:
             for number, _ in self._poller.poll():
                 if number not in waiting:
@@ -84,6 +99,7 @@ class Inbox:
                 link, views, view = waiting.pop(number)
                 if (rest := _take(link, views, view)) is not None:
                     waiting[number] = link, views, rest
+                    link.wait_for_due()
 
 
 def _take(link: Link, views: Iterator[memoryview], view: memoryview | None) -> memoryview | None:
