@@ -1,4 +1,4 @@
-"""Contenders over the nodes of one cluster that is there already: ours by object references, and Ray's users' ways.
+"""Contenders over the nodes of one cluster that is there already: ours over sockets, and Ray's users' ways.
 
 Two workers, one a node. `NODES_ADDRESS` in the environment is the head's address; its token is there, too.
 """
@@ -46,9 +46,9 @@ class Ours(Contender):
     def prepare(self) -> None:
         from worker.cluster import ACTORS, Cluster, RayTransport
         from worker.crew import Crew
-        from worker.object_exchange import ObjectExchange
         from worker.placement import SPREAD
         from worker.pool import Pool
+        from worker.socket_exchange import SocketExchange
 
         self.folder = tempfile.TemporaryDirectory(prefix="fallline-", ignore_cleanup_errors=True)
         data = write_prepared(Path(self.folder.name) / "data", self.features, self.targets)
@@ -59,7 +59,7 @@ class Ours(Contender):
         crew = Crew(plan, [transport.remote(name) for name in self.actors.workers], transport, lambda _: None)
         crew.admit(wait=True)
         aggregators = [transport.remote(name) for name in self.actors.aggregators]
-        self.exchange = ObjectExchange(plan, 0, crew, aggregators, transport)
+        self.exchange = SocketExchange(plan, 0, crew, aggregators, transport)
 
     def run(self, steps: int) -> int:
         self.exchange.run_steps(steps)

@@ -1,20 +1,20 @@
 """What a step costs on more nodes than are at hand: a model of measured parts, and its picture.
 
 One worker, one shard and one aggregator a node, as far as there are blocks. A step is a chain: gradients, their way to
-the aggregators, sums, square sums told to all, the parameters' way back. Links work at once; the fullest one counts.
-The trainer chains calls ahead, so its own time a call adds to no step, but bounds how often there can be one.
+the aggregators, sums, square sums told to all, the parameters' way back. Nodes and links work at once; the fullest one
+counts. The trainer calls once for a stretch of steps, and bounds none.
 """
 
-import math
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from worker.object_exchange import SHARE_BYTES
+from benchmarks.processes import Processes
+from worker.links import Inbox, Link, raw, tune
 
 NODES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 MODES = {"sync": {}, "half precision": {"number_bytes": 2}, "local, 16 steps": {"local_steps": 16}}
@@ -22,15 +22,14 @@ MODES = {"sync": {}, "half precision": {"number_bytes": 2}, "local, 16 steps": {
 
 @dataclass(frozen=True)
 class Parts:
-    """`gradient_s`: of a worker's `rows`. `call_s`: the trainer's, a call. `hop_s`, `object_s`: from a result on one
-    node to the start of the call on another that waits for it, a small one and one of a vector's size, the link apart.
+    """`gradient_s`: of a worker's `rows`. `hop_s`: from a process that sends something small until another one has it,
+    the link's latency apart. `copy_bytes_s`: through the system's sockets, from buffer to buffer, the link apart.
     `sum_bytes_s`: memory read while adding up."""
 
     gradient_s: float
     rows: int
-    call_s: float
     hop_s: float
-    object_s: float
+    copy_bytes_s: float
     sum_bytes_s: float
     parameters: int
     blocks: int
@@ -44,13 +43,14 @@ def step_s(parts: Parts, nodes: int, number_bytes: int = 4, local_steps: int = 1
     if nodes == 1:
         return work
     whole = parts.parameters * number_bytes
-    aggregators = min(nodes, parts.blocks, math.ceil(nodes * whole / SHARE_BYTES))
+    aggregators = min(nodes, parts.blocks)
     share = whole / aggregators
-    # The node of an aggregator takes all other nodes' pieces of its share, and the other shares' parameters.
-    wire = (share * (nodes - 1) + whole - share) / parts.link_bytes_s
-    chain = 2 * (parts.object_s + parts.latency_s) + (aggregators > 1) * (parts.hop_s + parts.latency_s)
+    # The node of an aggregator takes all other nodes' pieces of its share, and sends its share to all of them.
+    fullest = max(share * (nodes - 1), whole - share)
+    wire = 2 * fullest / min(parts.link_bytes_s, parts.copy_bytes_s)
+    hops = 2 + (aggregators > 1)
     sums = nodes * share / parts.sum_bytes_s
-    return max(work + chain + wire + sums, (nodes + 2 * aggregators) * parts.call_s)
+    return work + hops * (parts.hop_s + parts.latency_s) + wire + sums
 
 
 def examples_per_second(parts: Parts, nodes: int, mode: str) -> float:
@@ -59,34 +59,45 @@ def examples_per_second(parts: Parts, nodes: int, mode: str) -> float:
     return nodes * parts.rows * how.get("local_steps", 1) / step_s(parts, nodes, **how)
 
 
-def measured_calls(address: str, parameters: int, count: int = 300) -> tuple[float, float, float]:
-    """`call_s`, `hop_s` and `object_s`, between actors on different nodes of the cluster at `address`."""
-    import ray
-
-    ray.init(address=address, log_to_driver=False, logging_level="error")
-    try:
-        actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(_Echo)
-        actors = [actor.remote() for _ in range(2)]
-        ray.get([each.echo.remote(0) for each in actors])
-        began = time.perf_counter()
-        ray.get([actors[k % 2].echo.remote(k) for k in range(count)])
-        call_s = (time.perf_counter() - began) / count
-        hops = []
-        for value in (np.zeros(1, np.float32), np.zeros(parameters, np.float32)):
+def measured_links(parameters: int, count: int = 300) -> tuple[float, float]:
+    """`hop_s` and `copy_bytes_s`, between two processes of this machine."""
+    processes = Processes(_Echo)
+    echo = processes.recruit()
+    (port,) = processes.get([echo.call("listen")])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        tune(connection)
+        link = Link(connection, "echo")
+        inbox, seconds = Inbox([link]), []
+        for size in (1, parameters):
+            vector = np.zeros(size, np.float32)
+            answer = echo.call("serve", size, count)
             began = time.perf_counter()
-            passed: Any = value
-            for k in range(count):
-                passed = actors[k % 2].echo.remote(passed)
-            ray.get(passed)
-            hops.append((time.perf_counter() - began) / count)
-        return call_s, *hops
-    finally:
-        ray.shutdown()
+            for _ in range(count):
+                link.send(raw(vector))
+                link.due = vector.nbytes
+                inbox.fill({link: iter([raw(vector)])})
+            seconds.append((time.perf_counter() - began) / count / 2)
+            processes.get([answer])
+    processes.close()
+    hop_s, vector_s = seconds
+    return hop_s, 4 * parameters / (vector_s - hop_s)
 
 
 class _Echo:
-    def echo(self, value: Any) -> Any:
-        return value + 1 if isinstance(value, np.ndarray) else value  # another array: not the one that came
+    def listen(self) -> int:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        return int(self.listener.getsockname()[1])
+
+    def serve(self, size: int, count: int) -> None:
+        if not hasattr(self, "link"):
+            self.connection = self.listener.accept()[0]
+            tune(self.connection)
+            self.link = Link(self.connection, "who asks")
+        vector, inbox = np.zeros(size, np.float32), Inbox([self.link])
+        for _ in range(count):
+            self.link.due = vector.nbytes
+            inbox.fill({self.link: iter([raw(vector)])})
+            self.link.send(raw(vector))
 
 
 def draw(plot: Path, parts: Parts, links: Sequence[float]) -> None:

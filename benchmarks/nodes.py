@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.contenders import Case
 from benchmarks.distribution import WORKERS
 from benchmarks.node_contenders import ADDRESS, NODE_CONTENDERS
-from benchmarks.node_model import Parts, draw, examples_per_second, measured_calls
+from benchmarks.node_model import MODES, Parts, draw, examples_per_second, measured_links
 from benchmarks.race import Options, Process, race
 from benchmarks.ray_nodes import RayNodes
 from benchmarks.rows import Row
@@ -40,10 +40,10 @@ def run(results: Path, options: Options) -> list[Row]:
             os.environ |= ours_env | {ADDRESS: nodes.address}
             found = {result.name: result for result in race([(name, CASE) for name in NODE_CONTENDERS], options)}
             bytes_a_step = _bytes_a_step(options)
-            calls = measured_calls(nodes.address, LAYOUT.size)
+    links = measured_links(LAYOUT.size)
     (alone,) = race([("ours", Case(CASE.sizes, CASE.batch // WORKERS))], options)
     if not alone.missing:
-        _model(results, CASE.batch / WORKERS / alone.rate, *calls)
+        _model(results, CASE.batch / WORKERS / alone.rate, *links)
     ours, *peers = found.values()
     rows = []
     for peer in peers:
@@ -58,16 +58,20 @@ def run(results: Path, options: Options) -> list[Row]:
     return rows
 
 
-def _model(results: Path, gradient_s: float, call_s: float, hop_s: float, object_s: float) -> None:
+def _model(results: Path, gradient_s: float, hop_s: float, copy_bytes_s: float) -> None:
     """Draw it, and say what it predicts for the two nodes that were measured, whose link is this machine's memory."""
     rows, blocks = CASE.batch // WORKERS, len(LAYOUT.blocks)
-    # The loopback's own time is in `object_s` already.
-    parts = Parts(gradient_s, rows, call_s, hop_s, object_s, SUM_BYTES_S, LAYOUT.size, blocks, math.inf, 0.0)
+    # The loopback's own time is in the parts already.
+    parts = Parts(gradient_s, rows, hop_s, copy_bytes_s, SUM_BYTES_S, LAYOUT.size, blocks, math.inf, 0.0)
     results.mkdir(parents=True, exist_ok=True)
     draw(results / "nodes.png", replace(parts, latency_s=LATENCY_S), LINKS)
     predicted = examples_per_second(parts, len(SLOTS), "sync")
-    told = {"call": call_s, "hop": hop_s, "hop of a vector": object_s, "gradient": gradient_s}
-    print(", ".join(f"a {name} {1e3 * seconds:.2f} ms" for name, seconds in told.items()))
+    print(f"a gradient {1e3 * gradient_s:.2f} ms, a hop {1e3 * hop_s:.3f} ms, {copy_bytes_s / 1e9:.2f} GB/s")
+    for bits in LINKS:
+        linked = replace(parts, latency_s=LATENCY_S, link_bytes_s=bits / 8)
+        for mode in MODES:
+            rates = ", ".join(f"{examples_per_second(linked, nodes, mode):,.0f}" for nodes in (10, 100, 1000))
+            print(f"{bits / 1e9:g} Gbit/s, {mode}, 10, 100, 1,000 nodes: {rates} examples/s")
     print(f"the model says {predicted:,.0f} examples/s on {len(SLOTS)} nodes", flush=True)
 
 

@@ -7,6 +7,8 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import queue
+import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -26,21 +28,36 @@ _FORK = multiprocessing.get_context("fork")
 
 
 def _serve(connection: Connection, kind: type, parent: int) -> None:
-    worker = kind()
+    """Calls run one after the other, in a thread of their own; those beside them at once, in this one."""
+    target, calls = kind(), queue.SimpleQueue[tuple[int, str, tuple[Any, ...]]]()
+    lock = threading.Lock()
+
+    def answer(number: int, method: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            found: tuple[int, bool, Any] = (number, True, getattr(target, method)(*arguments))
+        except Exception as error:
+            found = (number, False, error)
+        with lock:
+            connection.send(found)
+
+    def work() -> None:
+        while True:
+            answer(*calls.get())
+
+    threading.Thread(target=work, daemon=True).start()
     while True:
         # A killed parent leaves no end of file: workers that were forked later hold its end of the pipe, too.
         while not connection.poll(ORPHANED_LOOK_S):
             if os.getppid() != parent:
                 return
         try:
-            number, method, arguments = connection.recv()
+            beside, *call = connection.recv()
         except EOFError:
             return
-        try:
-            answer: tuple[int, bool, Any] = (number, True, getattr(worker, method)(*arguments))
-        except Exception as error:
-            answer = (number, False, error)
-        connection.send(answer)
+        if beside:
+            answer(*call)
+        else:
+            calls.put(tuple(call))
 
 
 class SlowedWorker(GradientWorker):
@@ -53,7 +70,7 @@ class SlowedWorker(GradientWorker):
 
 
 class Process:
-    """A worker's process as the exchange sees it. `returns` > 1 is not needed here."""
+    """A process as the exchange sees it. Of `returns` > 1 each part is asked for by itself."""
 
     def __init__(self, name: str, kind: type) -> None:
         self.name = name
@@ -65,9 +82,20 @@ class Process:
         self._calls = 0
 
     def call(self, method: str, *arguments: Any, returns: int = 1) -> tuple["Process", int]:
+        return self._send(False, method, arguments)
+
+    def call_beside(self, method: str, *arguments: Any) -> tuple["Process", int]:
+        return self._send(True, method, arguments)
+
+    def _send(self, beside: bool, method: str, arguments: tuple[Any, ...]) -> tuple["Process", int]:
         self._calls += 1
+        try:
+            found = [result(each) if isinstance(each, tuple) and _is_reference(each) else each for each in arguments]
+        except Exception as error:  # what it depends on is lost, or has failed: so is it
+            self.answers[self._calls] = False, error
+            return self, self._calls
         with contextlib.suppress(OSError):  # dead: `get` will say so
-            self.connection.send((self._calls, method, arguments))
+            self.connection.send((beside, self._calls, method, found))
         return self, self._calls
 
     def receive(self, wait: bool, number: int) -> bool:
@@ -81,6 +109,22 @@ class Process:
                 return True
             self.answers[answered] = (fine, value)
         return True
+
+
+def _is_reference(value: tuple[Any, ...]) -> bool:
+    return bool(value) and isinstance(value[0], Process)
+
+
+def result(reference: tuple[Process, int]) -> Any:
+    """What a call has come to, waited for, or what it has raised: RemoteLost where its process has ended."""
+    process, number = reference
+    process.receive(True, number)
+    if number not in process.answers:
+        raise RemoteLost(f"{process.name} has ended")
+    fine, value = process.answers[number]  # which may be asked for again, as Ray's may
+    if not fine:
+        raise value
+    return value
 
 
 class Processes:
@@ -97,16 +141,7 @@ class Processes:
         return self.all[-1]
 
     def get(self, references: Sequence[tuple[Process, int]]) -> list[Any]:
-        found = []
-        for process, number in references:
-            process.receive(True, number)
-            if number not in process.answers:
-                raise RemoteLost(f"{process.name} has ended")
-            fine, value = process.answers[number]  # which may be asked for again, as Ray's may
-            if not fine:
-                raise value
-            found.append(value)
-        return found
+        return [result(reference) for reference in references]
 
     def wait(self, references: Sequence[tuple[Process, int]], seconds: float) -> bool:
         if not any(map(self.is_ready, references)):
@@ -115,6 +150,9 @@ class Processes:
 
     def is_ready(self, reference: tuple[Process, int]) -> bool:
         return reference[0].receive(False, reference[1])
+
+    def address(self, remote: Remote) -> str:
+        return "127.0.0.1"
 
     def is_alive(self, remote: Remote) -> bool:
         return next(process for process in self.all if process.name == remote.name).process.is_alive()

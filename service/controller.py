@@ -135,7 +135,8 @@ class Controller:
                 self._start_publisher()
             if time.monotonic() - begun > RAY_START_SECONDS:
                 raise ClusterLost(f"nothing listens on {address}")
-        cluster = Cluster(address, self.settings.trainer_orphan_seconds, placement=self.settings.placement)
+        settings = self.settings
+        cluster = Cluster(address, settings.trainer_orphan_seconds, settings.exchange, settings.placement)
         self._handle_signals()  # again: joining puts handlers of Ray's in their place
         keeper = JobKeeper(self.led, cluster, self.artifacts, self.settings, self.lead, self.disks)
         keeper.adopt()

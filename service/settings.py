@@ -36,6 +36,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("FALLLINE_MLFLOW_TRACKING_URI", "", "an MLflow server to use; empty: an embedded one is started"),
     Setting("FALLLINE_RAY_ADDRESS", "", "a Ray cluster to use; empty: an embedded one is started"),
     Setting("FALLLINE_PLACEMENT", "pack", "where a job's workers go: pack, on as few nodes as have cores; or spread"),
+    Setting(
+        "FALLLINE_EXCHANGE",
+        "auto",
+        "how gradients travel: auto, in shared memory on the service's node, over sockets between nodes; or objects, "
+        "through Ray's object store, which needs no port and takes many times as long",
+    ),
     Setting("FALLLINE_ARTIFACT_ROOT", "HOME/artifacts", "folder of trained models, by hash"),
     Setting(
         "FALLLINE_DISK_RESERVE_MB",
@@ -82,6 +88,7 @@ class Settings:
     mlflow_tracking_uri: str | None
     ray_address: str | None
     placement: str
+    exchange: str
     artifact_root: Path
     disk_reserve_bytes: int | None  # None: by the disk's size
     worker_slots: int
@@ -174,6 +181,7 @@ class Settings:
             mlflow_tracking_uri=_text(environ, "FALLLINE_MLFLOW_TRACKING_URI") or None,
             ray_address=_text(environ, "FALLLINE_RAY_ADDRESS") or None,
             placement=_choice(environ, "FALLLINE_PLACEMENT", STRATEGIES),
+            exchange=_choice(environ, "FALLLINE_EXCHANGE", ("auto", "objects")),
             artifact_root=Path(environ.get("FALLLINE_ARTIFACT_ROOT") or home / "artifacts").expanduser().absolute(),
             disk_reserve_bytes=_disk_reserve(environ),
             worker_slots=_worker_slots(environ),

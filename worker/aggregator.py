@@ -17,12 +17,14 @@ from core.max_norm import MaxNorm
 from core.network import initial_parameters, network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from core.schedules import learning_rate
+from worker.aggregator_seat import AggregatorSeat
 from worker.errors import Diverged, StepRefused
 from worker.plan import Reduced, ShardReport, StepPlan, StepReport
 from worker.reduction import clip_factor, culprit, evidence, is_finite, mean_block, norm, shares, span
+from worker.wiring import Place, Standing, Stretch, Wiring
 
 Array = NDArray[Any]
-REPORTS_KEPT = 64  # more than any trainer chains ahead
+REPORTS_KEPT = 1024  # more than any trainer has done without hearing of them
 
 
 class ParameterAggregator:
@@ -34,6 +36,7 @@ class ParameterAggregator:
 
     def __init__(self) -> None:
         self.committed = 0  # the last step that was applied
+        self._seat: AggregatorSeat | None = None
 
     def begin(self, plan: StepPlan, seed: int, number: int = 0, of: int = 1) -> Array:
         """Take the job on, share `number` of `of`, at step 0 with the initial parameters of `seed`; returns them, (P,).
@@ -56,12 +59,17 @@ class ParameterAggregator:
         self._best = parameters.copy()
         self.committed = 0
         self._reports: deque[StepReport] = deque(maxlen=REPORTS_KEPT)
+        if self._seat is not None:
+            self._seat.close()
+        self._seat = AggregatorSeat(self, plan, number, of)
         return parameters
 
     def end(self) -> None:
         """Forget the job, and give its memory back."""
+        if self._seat is not None:
+            self._seat.close()
         self.__dict__.clear()
-        self.committed = 0
+        self.committed, self._seat = 0, None
 
     def parameters(self, which: str = "current") -> Array:
         """The committed parameters ("current"), those that the last step began from ("previous") or the kept ones
@@ -152,6 +160,33 @@ class ParameterAggregator:
         """`commit`: what the `shares` have reduced, then reports."""
         report = self.commit(step, parts[:shares], _in_order(parts[shares:]))
         return self.parameters(), report
+
+    # Over sockets: worker.aggregator_seat.
+
+    def listen(self, host: str) -> Place:
+        """Be reached by that address of this machine."""
+        return self._seated().listen(host)
+
+    def serve(self, wiring: Wiring, first: int, last: int) -> Stretch:
+        """Take steps."""
+        return self._seated().serve(wiring, first, last)
+
+    def standing(self) -> Standing:
+        """Where it is."""
+        return self._seated().standing()
+
+    def commit_kept(self, reduced: Sequence[Reduced]) -> StepReport:
+        """Commit the step that was reduced last."""
+        return self._seated().commit_kept(reduced)
+
+    def give_up(self, generation: int) -> None:
+        """By another thread: leave what is done for it."""
+        if (seat := self._seat) is not None:
+            seat.give_up(generation)
+
+    def _seated(self) -> AggregatorSeat:
+        assert self._seat is not None
+        return self._seat
 
     def _apply(self, step: int, factor: float) -> float:
         plan = self._plan

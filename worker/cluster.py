@@ -52,6 +52,10 @@ class RayRemote:
         CALLS[method] += 1
         return getattr(self.handle, method).options(num_returns=returns).remote(*arguments)
 
+    def call_beside(self, method: str, *arguments: Any) -> Any:
+        CALLS[method] += 1
+        return getattr(self.handle, method).options(concurrency_group=HEALTH).remote(*arguments)
+
 
 class RayTransport:
     """References of Ray's object store, and the workers of a trainer: their names are in `workers` from before they are
@@ -76,6 +80,10 @@ class RayTransport:
             if isinstance(error.cause, Exception):
                 raise error.cause from error
             raise
+
+    def address(self, remote: Remote) -> str:
+        found = (node for node in ray.nodes() if _short(node["NodeID"]) == node_of(remote.name))
+        return next((str(node["NodeManagerAddress"]) for node in found), "")
 
     def is_alive(self, remote: Remote) -> bool:
         CALLS["is_alive"] += 1

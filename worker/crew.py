@@ -31,6 +31,9 @@ class Remote(Protocol):
     def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
         """A reference to the result, or a list of `returns` references to its parts. References are arguments, too."""
 
+    def call_beside(self, method: str, *arguments: Any) -> Any:
+        """As `call`, but at once, by another thread of the process, whatever it is at."""
+
 
 class Transport(Protocol):
     """What turns references into results, and knows the processes."""
@@ -40,6 +43,9 @@ class Transport(Protocol):
 
     def wait(self, references: Sequence[Reference], seconds: float) -> bool:
         """Whether `get` would not wait for one of them: at once when it would not, after `seconds` at most."""
+
+    def address(self, remote: Remote) -> str:
+        """Of the process's machine, as the others' processes reach it."""
 
     def is_alive(self, remote: Remote) -> bool:
         """Whether the process still answers; one that does not is killed."""

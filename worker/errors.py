@@ -6,6 +6,7 @@ WorkerError
  ├─ ShardMissing     a shard that nobody has computed when its step is to be reduced: a defect of the exchange
  ├─ SeatStopped      the trainer said stop, or is gone: not an error of the job
  ├─ RemoteLost       a process of the exchange died
+ ├─ LinkBroken       a connection between two of them broke, could not be made, or brought what nobody expected
  ├─ TooManyFailures  workers die faster than a job may go on with
  ├─ Cancelled        the job was asked to stop
  ├─ Paused           the job was asked to stop, and to go on later
@@ -74,6 +75,17 @@ class RemoteLost(WorkerError):
 
     def __str__(self) -> str:
         return f"a process of the exchange died: {self.reason}"
+
+
+class LinkBroken(WorkerError):
+    """The connection to `peer` is of no more use, for `reason`."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(peer, reason)
+        self.peer, self.reason = peer, reason
+
+    def __str__(self) -> str:
+        return f"the link to {self.peer} broke: {self.reason}"
 
 
 class TooManyFailures(WorkerError):

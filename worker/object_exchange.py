@@ -9,30 +9,27 @@ When a worker dies, every call that depends on its lost result fails, down the c
 the last step that was whole, and the rest is chained anew with the dead worker's shards dealt to the others. Since a
 step is a pure function of parameters, step and shard, the weights come out the same. All aggregators commit a step, or
 none: what the second call depends on is so small that it lies with the trainer.
+
+It needs no port of its own, and takes many times as long as sockets (worker.socket_exchange).
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core.network import network_graph, parameter_layout
 from worker.crew import Crew, Reference, Remote, Transport
 from worker.errors import RemoteLost
-from worker.exchange import merge
 from worker.plan import StepPlan, StepReport
-from worker.sampling import deal
+from worker.remote_exchange import RemoteExchange
 
-Array = NDArray[Any]
 AHEAD = 16
-SILENCE_S = 10.0
 SHARE_BYTES = 4 * 1024**2  # 3 ms at 10 Gbit/s: below that, what a second call a step costs is more than a share saves
 
 
-class ObjectExchange:
+class ObjectExchange(RemoteExchange):
     """Steps over the members of `crew`. Raises RemoteLost from any method when an aggregator is lost."""
 
     def __init__(
@@ -45,28 +42,8 @@ class ObjectExchange:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Of `aggregators`, no more are used than it takes (`shares_for`)."""
-        self._plan, self._transport, self._clock, self._crew = plan, transport, clock, crew
-        count = min(shares_for(plan), len(aggregators))
-        self._aggregators = list(aggregators[:count])
-        # The reference to each aggregator's part.
-        self._parameters = [each.call("begin", plan, seed, k, count) for k, each in enumerate(self._aggregators)]
-        self._committed = 0
-        self._transport.get(self._parameters)
-
-    @property
-    def workers(self) -> int:
-        return len(self._crew.members)
-
-    @property
-    def failures(self) -> int:
-        return self._crew.failures
-
-    @property
-    def numerics(self) -> str:
-        return self._crew.numerics
-
-    def scale(self, workers: int) -> None:
-        self._crew.scale(workers)
+        super().__init__(plan, seed, crew, aggregators[: shares_for(plan)], transport, clock)
+        self._parameters: list[Reference] = self._all("parameters")  # each aggregator's part
 
     def run_steps(self, count: int) -> list[StepReport]:
         target, reports = self._committed + count, list[StepReport]()
@@ -82,6 +59,13 @@ class ObjectExchange:
                 # Steps whose report was lost on the way are committed all the same: ask for those reports again.
                 reports += self._missed(self._committed)
         return reports
+
+    def close(self) -> None:
+        self._parameters = []
+        super().close()
+
+    def _changed(self) -> None:
+        self._parameters = self._all("parameters")
 
     def _chain(self, target: int) -> Iterator[StepReport]:
         """Chain the steps after the committed one; yields their reports in order, as they come."""
@@ -114,97 +98,6 @@ class ObjectExchange:
             ]
         self._parameters = [parameters for parameters, _ in committed]
         return [report for _, report in committed]
-
-    def _missed(self, known: int) -> list[StepReport]:
-        """The reports of steps after `known` that the aggregators have committed."""
-        missed, *others = self._transport.get(self._all("reports_after", known))
-        if any(other != missed for other in others):
-            raise RemoteLost("the aggregators are not at the same step")
-        if missed:
-            self._committed = missed[-1].step
-        self._parameters = self._all("parameters")
-        return list(missed)
-
-    def evaluate(self, split: str, which: str = "current") -> NDArray[np.float64]:
-        network = self._plan.network
-        while True:
-            try:
-                parameters, dealt = self._all("parameters", which), self._dealt()
-                calls = [worker.call("evaluations", split, shards, *parameters) for worker, shards in dealt]
-                parts: list[Any] = [None] * self._plan.shards
-                for (_, shards), found in zip(dealt, self._get(calls), strict=True):
-                    for shard, sums in zip(shards, found, strict=True):
-                        parts[shard] = sums
-                return merge(network.loss, network.outputs, parts)
-            except RemoteLost as error:
-                self._recover(error)
-
-    def diagnose(self) -> dict[str, float]:
-        while True:
-            try:
-                before, after = self._all("parameters", "previous"), self._all("parameters", "current")
-                call = self._crew.members[0].call("diagnose_parts", self._committed, *before, *after)
-                found: dict[str, float] = self._get([call])[0]
-                return found
-            except RemoteLost as error:
-                self._recover(error)
-
-    def keep_best(self) -> None:
-        self._transport.get(self._all("keep_best"))
-
-    def parameters(self, which: str = "current") -> Array:
-        found: Array = np.concatenate(self._transport.get(self._all("parameters", which)))
-        return found
-
-    def snapshot(self) -> Array:
-        found: Array = np.concatenate(self._transport.get(self._all("state")), axis=1)
-        return found
-
-    def restore(self, step: int, state: Array, best: Array | None) -> None:
-        sizes = [part.size for part in self._transport.get(self._parameters)]
-        borders = np.cumsum(sizes)[:-1]
-        states = np.split(state, borders, axis=1)
-        bests = [None] * len(sizes) if best is None else np.split(best, borders)
-        parts = zip(self._aggregators, states, bests, strict=True)
-        self._parameters = [each.call("restore", step, *kept) for each, *kept in parts]
-        self._transport.get(self._parameters)
-        self._committed = step
-
-    def close(self) -> None:
-        self._parameters = []
-        self._crew.close()
-        for each in self._aggregators:
-            try:
-                self._transport.get([each.call("end")])
-            except RemoteLost:
-                continue  # it has nothing to let go any more
-
-    def _all(self, method: str, *arguments: Any) -> list[Reference]:
-        """The same call of every aggregator."""
-        return [each.call(method, *arguments) for each in self._aggregators]
-
-    def _get(self, references: list[Reference]) -> list[Any]:
-        """Results of workers' calls. Where none comes for SILENCE_S, each worker is asked whether it lives: one that
-        hangs is killed for its silence, and one that has much to do is not."""
-        for reference in references:
-            while not self._transport.wait([reference], SILENCE_S):
-                for worker in self._crew.members:
-                    self._transport.is_alive(worker)
-        return self._transport.get(references)
-
-    def _recover(self, error: RemoteLost) -> None:
-        """Go on with the workers that are left, if a worker was what died; a new one joins at a later step."""
-        began = self._clock()
-        dead = [worker for worker in self._crew.members if not self._transport.is_alive(worker)]
-        if not dead or not all(self._transport.is_alive(each) for each in self._aggregators):
-            raise error
-        self._crew.lose(dead, self._committed + 1, error, began)
-
-    def _dealt(self) -> list[tuple[Remote, tuple[int, ...]]]:
-        """The workers that have shards, with them."""
-        members = self._crew.members
-        dealt = zip(members, deal(self._plan.shards, len(members)), strict=True)
-        return [(worker, shards) for worker, shards in dealt if shards]
 
 
 def shares_for(plan: StepPlan) -> int:

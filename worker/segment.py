@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from worker import memfd
 from worker.futex import WORD_BYTES, Words
-from worker.machine_memory import available_bytes
 
 STOP, COMMAND, FIRST_SEAT = 0, 1, 2  # words; from FIRST_SEAT on two for each seat
 END, RUN, EVALUATE = -1, 1, 2  # commands
@@ -107,12 +107,8 @@ class Segment:
     @classmethod
     def create(cls, layout: SegmentLayout) -> "Segment":
         """A new segment, all zero. MemoryError when the machine has no room for it."""
-        # Asked before: a memfd that outgrows the memory is no error, it is the end of other processes.
-        if layout.size > (free := available_bytes()):
-            raise MemoryError(f"the job's segment takes {layout.size:,} bytes of memory; {free:,} are available")
-        descriptor = os.memfd_create("fallline-segment", os.MFD_CLOEXEC)
+        descriptor = memfd.create(layout.size, "the job's segment")
         try:
-            os.posix_fallocate(descriptor, 0, layout.size)  # now, not page by page in the midst of a step
             return cls(layout, descriptor)
         except BaseException:
             os.close(descriptor)
@@ -130,7 +126,7 @@ class Segment:
     @property
     def path(self) -> str:
         """Where other processes of this machine open it, as long as this process lives."""
-        return f"/proc/{os.getpid()}/fd/{self.descriptor}"
+        return memfd.path(self.descriptor)
 
     @property
     def committed(self) -> int:

@@ -16,14 +16,24 @@ from worker import shared_memory
 from worker.crew import Crew as Members
 from worker.crew import Remote, Transport
 from worker.dataset import DatasetError
-from worker.errors import Cancelled, Diverged, Orphaned, Paused, RemoteLost, TooManyFailures, WarmStartDamaged
+from worker.errors import (
+    Cancelled,
+    Diverged,
+    LinkBroken,
+    Orphaned,
+    Paused,
+    RemoteLost,
+    TooManyFailures,
+    WarmStartDamaged,
+)
 from worker.exchange import Exchange
 from worker.fetched import read_chunk
 from worker.object_exchange import ObjectExchange
-from worker.plan import StepPlan, TrainerReport, TrainingFailure, TrainingPlan, TrainingResult
+from worker.plan import StepPlan, TrainerEvent, TrainerReport, TrainingFailure, TrainingPlan, TrainingResult
 from worker.pool import Crew
 from worker.recorder import Recorder
 from worker.shared_memory import SharedMemoryExchange
+from worker.socket_exchange import SocketExchange
 from worker.trainer import OpenExchange, Trainer
 
 log = logging.getLogger(__name__)
@@ -135,9 +145,13 @@ class TrainerHost:
                 members.admit(wait=True)
                 if exchange != OBJECTS and shared_memory.suits(steps, members):
                     return SharedMemoryExchange(steps, seed, members, connection)
-                return ObjectExchange(
-                    steps, seed, members, [connection.remote(name) for name in crew.aggregators], connection
-                )
+                aggregators = [connection.remote(name) for name in crew.aggregators]
+                if exchange != OBJECTS:
+                    try:
+                        return SocketExchange(steps, seed, members, aggregators, connection)
+                    except LinkBroken as error:
+                        recorder.event(unlinked(error))
+                return ObjectExchange(steps, seed, members, aggregators, connection)
 
             return opened
 
@@ -192,6 +206,12 @@ class TrainerHost:
         for name in (*self._workers, *self._crew.aggregators):
             self._kill(name)
         os._exit(1)
+
+
+def unlinked(error: LinkBroken) -> TrainerEvent:
+    """The event of a job whose processes cannot be linked."""
+    message = f"gradients travel through Ray's object store, which takes many times as long: {error}"
+    return TrainerEvent("log", "warning", message, {"peer": error.peer, "reason": error.reason}, time.time())
 
 
 def failure_of(error: Exception) -> TrainingFailure:

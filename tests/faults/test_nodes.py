@@ -74,7 +74,7 @@ def running(nodes: RayNodes, table: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def spec() -> dict[str, Any]:
-    """6 MB of gradients a step, so that two nodes have an aggregator that is used, and the others none."""
+    """6 blocks, so that each node that has workers when a job starts has an aggregator, too."""
     return {
         "dataset": "points",
         "target": "kind",

@@ -23,8 +23,9 @@ from worker.errors import TrainerLost
 from worker.placement import PACK, SPREAD
 from worker.plan import TrainingPlan
 from worker.pool import WORKER, kind_of, node_of
+from worker.trainer_host import AUTO, OBJECTS
 
-from .test_cluster import LONG, LONG_OVER_OBJECTS, Watch, calls_of, gone, in_process, wait_for
+from .test_cluster import LONG, Watch, calls_of, gone, in_process, wait_for
 
 pytestmark = pytest.mark.system
 
@@ -40,10 +41,11 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
         yield found
 
 
-@pytest.fixture(params=[PACK, SPREAD])
+@pytest.fixture(params=[(PACK, AUTO), (SPREAD, AUTO)], ids=[PACK, SPREAD])
 def cluster(request: pytest.FixtureRequest, nodes: RayNodes) -> Iterator[Cluster]:
     """All slots have a worker that waits: a job does not wait long for one that is still starting."""
-    joined = Cluster(nodes.address, 60.0, placement=request.param)
+    placement, exchange = request.param
+    joined = Cluster(nodes.address, 60.0, exchange, placement)
     wait_for(lambda: joined.capacity().worker_slots == sum(SLOTS), 120)
     joined.warm(1, sum(SLOTS))
     wait_for(lambda: len(ACTORS.holders(workers(), 1.0)) == sum(SLOTS), 120)
@@ -61,7 +63,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": OptimizerSpec("sgd", 0.05)},
     "adamw, clipped": {"optimizer": OptimizerSpec("adamw", 0.01, weight_decay=0.01, clip_norm=0.5)},
     "dropout": {"network": NetworkSpec(1, 1, (24, 12), dropout=0.2)},
-    # 12 MB of gradients a step: three aggregators, where there are as many nodes.
+    # 17 blocks: an aggregator on each node; 12 MB of gradients a step: three of them over object references.
     "wide": {"network": NetworkSpec(1, 1, (700, 700), dropout=0.2), "epochs": 1},
 }
 
@@ -80,6 +82,18 @@ def test_the_weights_are_those_of_one_process(cluster: Cluster, make_plan: MakeP
         used = {node_of(name) for name in crew.workers}
         assert len(used) == (-(-workers // 2) if crew.placement == PACK else min(workers, 4))
         assert {node_of(name) for name in crew.aggregators} == used
+        cluster.release(watch.handle)
+
+
+@pytest.mark.parametrize("cluster", [(SPREAD, OBJECTS)], ids=["objects"], indirect=True)
+@pytest.mark.parametrize("job", ["adamw, clipped", "wide"])
+def test_and_over_object_references(cluster: Cluster, make_plan: MakePlan, job: str) -> None:
+    plan = make_plan(shards=6, **JOBS[job])
+    wanted, points = in_process(plan)
+    for workers in (2, 5):
+        watch = Watch(cluster.start(replace(plan, job_id=f"job_{workers}"), 1, workers))
+        assert watch.result().weights_sha256 == wanted.weights_sha256
+        assert watch.points == points
         cluster.release(watch.handle)
 
 
@@ -103,20 +117,23 @@ def fetched(nodes: RayNodes) -> list[set[str]]:
     return [{path.name for path in (node.home / "fetched").glob("?" * 64)} for node in nodes.nodes]
 
 
-def test_where_all_workers_are_on_the_trainers_node_no_step_calls_ray(
-    cluster: Cluster, nodes: RayNodes, make_plan: MakePlan
-) -> None:
-    """And where they are not, gradients travel by reference."""
+def test_no_call_of_ray_happens_inside_a_step(cluster: Cluster, nodes: RayNodes, make_plan: MakePlan) -> None:
+    """On the trainer's node none at all. Between nodes a call of each process for a stretch of steps, and no other."""
     plan = on_home(nodes, make_plan, **LONG | {"epochs": 10_000})
     watch = Watch(cluster.start(plan, 1, 2))
-    watch.until(lambda report: report.progress.step > 20)
-    trainer = watch.handle.crew.trainer
-    before = calls_of([trainer])[0]
+    watch.until(lambda report: report.progress.step > 50)
+    crew = watch.handle.crew
+    first, *others = calls_of(crew.all)
     at = watch.until(lambda _: True).progress.step
-    watch.until(lambda report: report.progress.step > at + 100)
-    after = calls_of([trainer])[0]
-    together = watch.handle.crew.placement == PACK
-    assert (after == before) == together
+    until = watch.until(lambda report: report.progress.step > at + 500).progress.step
+    last, *others_last = calls_of(crew.all)
+    assert others_last == others
+    if crew.placement == PACK:
+        assert last == first
+    else:
+        stretches = (last["serve"] - first["serve"]) / (len(crew.all) - 1)
+        assert 0 < stretches < (until - at) / 5
+        assert not {"gradients", "reduce_parts", "commit_parts"} & last.keys()
     watch.handle.cancel()
     watch.until(lambda report: report.outcome == "cancelled")
     cluster.release(watch.handle)
@@ -125,7 +142,7 @@ def test_where_all_workers_are_on_the_trainers_node_no_step_calls_ray(
 def test_a_killed_worker_is_replaced_wherever_there_is_room(
     cluster: Cluster, nodes: RayNodes, make_plan: MakePlan
 ) -> None:
-    plan = on_home(nodes, make_plan, **LONG_OVER_OBJECTS, shards=4)
+    plan = on_home(nodes, make_plan, **LONG | {"epochs": 100}, shards=4)
     wanted, points = in_process(plan)
     watch = Watch(cluster.start(plan, 1, 3))
     killed = watch.handle.crew.workers[-1]

@@ -21,6 +21,7 @@ from worker.object_exchange import ObjectExchange
 from worker.plan import Attached, StepPlan, TrainerEvent, TrainingPlan
 from worker.sampling import Sampling
 from worker.shared_memory import SharedMemoryExchange
+from worker.socket_exchange import SocketExchange
 
 SEED = 5
 STEPS = 12  # two epochs and a bit of the table `classes`
@@ -69,6 +70,9 @@ class MemoryRemote:
     alive: bool = True
     ready: bool = True
     calls: list[str] = field(default_factory=list)
+
+    def call_beside(self, method: str, *arguments: Any) -> Any:
+        return self.call(method, *arguments)
 
     def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
         result = self._run(method, arguments)
@@ -124,6 +128,9 @@ class MemoryTransport:
             if reference.error is not None:
                 raise reference.error
         return [reference.value for reference in references]
+
+    def address(self, remote: MemoryRemote) -> str:
+        return "127.0.0.1"
 
     def is_alive(self, remote: MemoryRemote) -> bool:
         return remote.alive
@@ -185,6 +192,53 @@ def site() -> type[Site]:
     return Site
 
 
+class Elsewhere(GradientWorker):
+    """A worker that says it is on another machine: its vectors go over the links."""
+
+    def attach(self, plan: StepPlan) -> Attached:
+        return replace(super().attach(plan), machine="another")
+
+
+class SocketBench:
+    """A socket exchange over processes of this machine, with all that tests look at or break."""
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        workers: int,
+        shares: int,
+        apart: int = 0,
+        transport: Processes | None = None,
+        aggregator: type = ParameterAggregator,
+        seed: int = SEED,
+    ) -> None:
+        """`apart`: how many of the workers are as if they were on another machine."""
+        self.transport, self.events = transport or Processes(), list[TrainerEvent]()
+        kinds = [Elsewhere] * apart + [GradientWorker] * (workers - apart)
+        self.workers = [self.transport.recruit(kind) for kind in kinds]
+        self.aggregators = [self.transport.recruit(aggregator) for _ in range(shares)]
+        self.crew = Crew(plan, self.workers, self.transport, self.events.append)
+        self.crew.admit(wait=True)
+        self.exchange = SocketExchange(plan, seed, self.crew, self.aggregators, self.transport)
+
+    def close(self) -> None:
+        self.exchange.close()
+        self.transport.close()
+
+
+@pytest.fixture
+def socket_bench() -> Iterator[Callable[..., SocketBench]]:
+    """Opens one, whose processes end with the test."""
+    with ExitStack() as stack:
+
+        def opened(*arguments: Any, **named: Any) -> SocketBench:
+            found = SocketBench(*arguments, **named)
+            stack.callback(found.close)
+            return found
+
+        yield opened
+
+
 @pytest.fixture
 def open_over() -> Iterator[Callable[[str, StepPlan, int], Exchange]]:
     """Opens an exchange of the kind that is named, over two workers; their processes end with the test."""
@@ -198,6 +252,10 @@ def open_over() -> Iterator[Callable[[str, StepPlan, int], Exchange]]:
                 crew = Crew(plan, found.workers, found.transport, found.events.append)
                 crew.admit(wait=True)
                 return ObjectExchange(plan, seed, crew, found.aggregators, found.transport)
+            if kind == "sockets":
+                bench = SocketBench(plan, 2, 2, apart=1, seed=seed)
+                stack.callback(bench.transport.close)
+                return bench.exchange
             processes = Processes()
             stack.callback(processes.close)
             crew = Crew(plan, [processes.recruit() for _ in range(2)], processes, lambda event: None)

@@ -130,7 +130,7 @@ def test_a_report_that_was_lost_on_its_way_is_asked_for_again(site: Any, plan: S
 
 
 @pytest.mark.parametrize("hung", [True, False], ids=["hung", "busy"])
-def test_in_silence_the_workers_are_asked_whether_they_live(site: Any, plan: StepPlan, wanted: str, hung: bool) -> None:
+def test_in_silence_everybody_is_asked_whether_they_live(site: Any, plan: StepPlan, wanted: str, hung: bool) -> None:
     """Who does not answer is killed for it, as the transport's `is_alive` has it; who answers is waited for."""
     place = site(plan, 2)
     exchange = place.open()
@@ -145,7 +145,8 @@ def test_in_silence_the_workers_are_asked_whether_they_live(site: Any, plan: Ste
     place.transport.wait = lambda references, seconds: next(silent, True)
     place.transport.is_alive = is_alive
     reports = exchange.run_steps(6) + exchange.run_steps(STEPS - 6)
-    assert asked[:4] == ["w0", "w1", "w0", "w1"]
+    assert asked[:3] == ["w0", "w1", "aggregator0"]
+    assert asked.count("w0") >= 2
     assert [report.step for report in reports] == list(range(1, STEPS + 1))
     assert exchange.failures == int(hung)
     assert weights_sha256(exchange.parameters()) == wanted

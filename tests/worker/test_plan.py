@@ -85,6 +85,7 @@ ERRORS = [
     (errors.Diverged(7, None, "gradient"), "step 7: the gradient is not finite"),
     (errors.StepRefused(5, 3), "step 5 does not follow step 3, the committed one"),
     (errors.RemoteLost("w1"), "a process of the exchange died: w1"),
+    (errors.LinkBroken("worker 1", "it has closed"), "the link to worker 1 broke: it has closed"),
     (errors.TooManyFailures(31, 60.0), "31 workers were lost within 60 s"),
     (errors.Cancelled(), ""),
     (errors.Paused(), ""),

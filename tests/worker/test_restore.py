@@ -3,40 +3,28 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.processes import Processes
 from core.optimizers import OptimizerSpec
 from worker import futex
-from worker.crew import Crew
 from worker.exchange import Exchange, InProcessExchange
 from worker.plan import StepPlan
-from worker.shared_memory import SharedMemoryExchange
 
 SEED, STEPS = 5, 12
 Open = Callable[[StepPlan], Exchange]
 NEEDS_FUTEX = pytest.mark.skipif(not futex.SUPPORTED, reason="words in shared memory need x86-64 Linux (worker.futex)")
 
 
-@pytest.fixture(params=["in process", "objects", pytest.param("shared memory", marks=NEEDS_FUTEX)])
-def open_exchange(request: pytest.FixtureRequest, site: Any) -> Iterator[Open]:
+@pytest.fixture(params=["in process", "objects", "sockets", pytest.param("shared memory", marks=NEEDS_FUTEX)])
+def open_exchange(
+    request: pytest.FixtureRequest, open_over: Callable[[str, StepPlan, int], Exchange]
+) -> Iterator[Open]:
     with ExitStack() as stack:
 
         def opened(plan: StepPlan) -> Exchange:
-            exchange: Exchange
-            if request.param == "in process":
-                exchange = InProcessExchange(plan, SEED)
-            elif request.param == "objects":
-                exchange = site(plan, 2).open()
-            else:
-                processes = Processes()
-                stack.callback(processes.close)
-                crew = Crew(plan, [processes.recruit() for _ in range(2)], processes, lambda event: None)
-                crew.admit(wait=True)
-                exchange = SharedMemoryExchange(plan, SEED, crew, processes)
+            exchange = open_over(request.param, plan, SEED)
             stack.callback(exchange.close)
             return exchange
 

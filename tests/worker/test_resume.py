@@ -124,7 +124,7 @@ def make_job(make_plan: MakePlan, tmp_path: Path) -> MakePlan:
     return make
 
 
-@pytest.fixture(params=["in process", "objects", pytest.param("shared memory", marks=NEEDS_FUTEX)])
+@pytest.fixture(params=["in process", "objects", "sockets", pytest.param("shared memory", marks=NEEDS_FUTEX)])
 def open_exchange(request: pytest.FixtureRequest, open_over: Callable[[str, StepPlan, int], Exchange]) -> Open:
     return partial(open_over, request.param)
 

@@ -71,7 +71,7 @@ def started(plan: TrainingPlan, folder: Path) -> TrainingPlan:
     return replace(plan, data=replace(plan.data, fitted=fitted), warm_start=Kept(str(folder), model.weights_sha256))
 
 
-@pytest.fixture(params=["objects", pytest.param("shared memory", marks=NEEDS_FUTEX)])
+@pytest.fixture(params=["objects", "sockets", pytest.param("shared memory", marks=NEEDS_FUTEX)])
 def open_exchange(request: pytest.FixtureRequest, open_over: Callable[[str, StepPlan, int], Exchange]) -> Open:
     return partial(open_over, request.param)
 

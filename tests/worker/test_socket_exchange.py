@@ -1,0 +1,238 @@
+"""The exchange over sockets, over real processes: the same bits, whoever is lost and however."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+
+from benchmarks.processes import Processes
+from core.optimizers import OptimizerSpec
+from core.parameters import weights_sha256
+from worker.aggregator import ParameterAggregator
+from worker.errors import Diverged, LinkBroken, RemoteLost
+from worker.exchange import InProcessExchange
+from worker.gradient_worker import GradientWorker
+from worker.plan import Reduced, ShardReport, StepPlan, StepReport
+from worker.socket_exchange import STRETCH
+from worker.wiring import Place
+
+Array = NDArray[Any]
+SEED, STEPS, LONG = 5, 12, 1500
+OPTIMIZERS = {
+    "sgd": OptimizerSpec("sgd", 0.05),
+    "adamw, clipped": OptimizerSpec("adamw", 0.01, weight_decay=0.01, clip_norm=0.1),
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that the tests' networks have many."""
+    monkeypatch.setattr("core.parameters.BLOCK", 64)
+
+
+def undisturbed(plan: StepPlan, steps: int = STEPS) -> tuple[str, list[StepReport]]:
+    with closing(InProcessExchange(plan, SEED)) as exchange:
+        reports = exchange.run_steps(steps)
+        return weights_sha256(exchange.parameters()), reports
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("workers", "shares", "apart"), [(1, 1, 0), (1, 2, 1), (2, 2, 0), (2, 2, 1), (3, 3, 3), (5, 11, 2)]
+)
+def test_the_bits_and_the_reports_are_those_of_one_process(
+    socket_bench: Any, plan: StepPlan, optimizer: str, workers: int, shares: int, apart: int
+) -> None:
+    plan = replace(plan, optimizer=OPTIMIZERS[optimizer], network=replace(plan.network, dropout=0.2))
+    exchange = socket_bench(plan, workers, shares, apart).exchange
+    reports = [report for count in (1, 0, STEPS - 1) for report in exchange.run_steps(count)]
+    assert (weights_sha256(exchange.parameters()), reports) == undisturbed(plan)
+    with closing(InProcessExchange(plan, SEED)) as oracle:
+        oracle.run_steps(STEPS)
+        for split in ("validation", "test"):
+            assert exchange.evaluate(split).tobytes() == oracle.evaluate(split).tobytes()
+        assert exchange.diagnose() == oracle.diagnose()
+        assert exchange.snapshot().tobytes() == oracle.snapshot().tobytes()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_workers_killed_at_random_moments_cost_no_bit_and_no_step(socket_bench: Any, plan: StepPlan, seed: int) -> None:
+    """Moments within a stretch, too: it goes on while another thread kills."""
+    draw = random.Random(seed)
+    place = socket_bench(plan, draw.randrange(1, 5), draw.randrange(1, 4), apart=1)
+    wanted, wanted_reports = undisturbed(plan, LONG)
+    reports, killed, ended = list[StepReport](), list[int](), threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(draw.uniform(0, 0.3)) and len(killed) < 6:
+            killed.append(draw.choice(pids(place)))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    while len(reports) < LONG:
+        reports += place.exchange.run_steps(min(200, LONG - len(reports)))
+    ended.set()
+    thread.join()
+    assert reports == wanted_reports
+    assert weights_sha256(place.exchange.parameters()) == wanted
+    assert 1 <= place.exchange.failures <= len(killed)
+    assert [event.type for event in place.events] == ["fault"] * len(place.events)
+
+
+def pids(place: Any) -> list[int]:
+    """Of the processes of all workers that live."""
+    workers = [each for each in place.transport.all if each not in place.aggregators]
+    return [each.process.pid for each in workers if each.process.is_alive()]
+
+
+def test_a_lost_workers_event_names_the_step_that_was_not_whole(socket_bench: Any, plan: StepPlan) -> None:
+    place = socket_bench(plan, 2, 2, apart=1)
+    place.exchange.run_steps(5)
+    os.kill(pids(place)[0], signal.SIGKILL)
+    assert [report.step for report in place.exchange.run_steps(5)] == [6, 7, 8, 9, 10]
+    (event,) = place.events
+    assert (event.data["workers"], event.data["step"]) == ([place.workers[0].name], 6)
+
+
+class Asked(Processes):
+    """Whoever does not answer beside what it does is killed, as over Ray."""
+
+    def is_alive(self, remote: Any) -> bool:
+        if not super().is_alive(remote):
+            return False
+        if self.wait([remote.call_beside("give_up", -1)], 1.0):
+            return super().is_alive(remote)
+        remote.process.kill()
+        remote.process.join()
+        return False
+
+
+@pytest.mark.parametrize("apart", [0, 2])
+def test_a_worker_that_hangs_is_ended_and_its_shards_go_to_others(
+    socket_bench: Any, plan: StepPlan, monkeypatch: pytest.MonkeyPatch, apart: int
+) -> None:
+    monkeypatch.setattr("worker.remote_exchange.SILENCE_S", 0.3)
+    place = socket_bench(plan, 2, 2, apart, transport=Asked())
+    reports = place.exchange.run_steps(20)
+    os.kill(pids(place)[1], signal.SIGSTOP)
+    while len(reports) < 60:
+        reports += place.exchange.run_steps(20)
+    assert (weights_sha256(place.exchange.parameters()), reports) == undisturbed(plan, 60)
+    assert place.exchange.failures == 1
+
+
+class Late(ParameterAggregator):
+    """A link breaks before it has heard what the other has reduced in step 5: the other commits that step."""
+
+    broke = False
+
+    def commit(self, step: int, reduced: Sequence[Reduced], reports: Sequence[ShardReport]) -> StepReport:
+        if step == 5 and len(self._blocks) == 3 and not self.broke:  # of 7 blocks the others have 2
+            self.broke = True
+            raise LinkBroken("aggregator 0", "the test has cut it")
+        return super().commit(step, reduced, reports)
+
+
+def test_who_has_not_heard_of_a_step_that_others_have_committed_commits_it_too(
+    socket_bench: Any, plan: StepPlan
+) -> None:
+    place = socket_bench(plan, 2, 3, aggregator=Late)
+    reports = place.exchange.run_steps(STEPS)
+    assert (weights_sha256(place.exchange.parameters()), reports) == undisturbed(plan)
+    assert (place.exchange.failures, place.events) == (0, [])
+
+
+class Mute(ParameterAggregator):
+    """Its links break whenever it takes a step."""
+
+    def reduce(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> Reduced:
+        raise LinkBroken("worker 0", "the test has cut it")
+
+
+def test_links_that_break_again_and_again_though_nobody_is_dead_end_it(socket_bench: Any, plan: StepPlan) -> None:
+    place = socket_bench(plan, 2, 2, aggregator=Mute)
+    with pytest.raises(RemoteLost, match="the link to worker 0 broke: the test has cut it"):
+        place.exchange.run_steps(1)
+
+
+class Deaf(ParameterAggregator):
+    """Says that it listens where nobody does."""
+
+    def listen(self, host: str) -> Place:
+        return replace(super().listen(host), port=1)
+
+
+def test_who_cannot_be_reached_is_named_at_once(socket_bench: Any, plan: StepPlan) -> None:
+    with pytest.raises(LinkBroken, match=r"aggregator 0 at 127\.0\.0\.1:1 broke: .*refused"):
+        socket_bench(plan, 2, 1, aggregator=Deaf)
+
+
+class Full(GradientWorker):
+    """It has no memory left in step 4."""
+
+    def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
+        if step == 4:
+            raise MemoryError("no more")
+        return super().gradient(step, shard, parameters, gradient)
+
+
+def test_an_error_of_a_worker_is_no_loss(socket_bench: Any, plan: StepPlan) -> None:
+    place = socket_bench(plan, 3, 2, transport=Processes(Full))
+    place.exchange.run_steps(3)
+    with pytest.raises(MemoryError, match="no more"):
+        place.exchange.run_steps(10)
+    assert place.events == []
+
+
+def test_nobody_is_called_inside_a_stretch(socket_bench: Any, plan: StepPlan) -> None:
+    place = socket_bench(plan, 2, 2)
+    calls: list[str] = []
+    for each in (*place.workers, *place.aggregators):
+        call = each.call
+        each.call = lambda method, *rest, call=call, **named: calls.append(method) or call(method, *rest, **named)
+    place.exchange.run_steps(500)
+    assert calls == ["serve"] * 4
+    place.exchange.run_steps(STRETCH + 1)
+    assert calls == ["serve"] * 12
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_more_and_fewer_workers_from_stretch_to_stretch(socket_bench: Any, plan: StepPlan, count: int) -> None:
+    place = socket_bench(plan, 3, 2)
+    reports = place.exchange.run_steps(7)
+    place.exchange.scale(count)
+    until = time.monotonic() + 60
+    while place.exchange.workers != min(count, plan.shards):
+        assert time.monotonic() < until
+        reports += place.exchange.run_steps(7)
+    reports += place.exchange.run_steps(7)
+    assert (weights_sha256(place.exchange.parameters()), reports) == undisturbed(plan, len(reports))
+
+
+def test_divergence_names_step_and_shard(socket_bench: Any, plan: StepPlan) -> None:
+    steep = replace(plan, optimizer=OptimizerSpec("sgd", 1e6))
+    exchange = socket_bench(steep, 2, 2).exchange
+    with closing(InProcessExchange(steep, SEED)) as oracle:
+        with pytest.raises(Diverged) as wanted:
+            oracle.run_steps(200)
+        with pytest.raises(Diverged) as found:
+            exchange.run_steps(200)
+        assert found.value.args == wanted.value.args
+        assert exchange.parameters().tobytes() == oracle.parameters().tobytes()
+
+
+def test_the_loss_of_an_aggregator_ends_it(socket_bench: Any, plan: StepPlan) -> None:
+    place = socket_bench(plan, 2, 2)
+    place.exchange.run_steps(3)
+    os.kill(place.aggregators[1].process.pid, signal.SIGKILL)
+    with pytest.raises(RemoteLost):
+        place.exchange.run_steps(1)

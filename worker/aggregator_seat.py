@@ -1,0 +1,223 @@
+"""An aggregator's side of the socket exchange: gradients in, parameters out, step after step without any call.
+
+A step is taken as over object references: the mean gradient of its blocks, in shard order; what all have reduced, told
+to all; the commit; only then the parameters. What was reduced last is kept: where one aggregator has heard of all, and
+committed, and another has not when links break, the trainer has the other commit it from what all have kept
+(`worker.wiring.settle`).
+"""
+
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.network import network_graph, parameter_layout
+from worker import memfd
+from worker.errors import LinkBroken
+from worker.gradient_seat import Memory, expect
+from worker.greeting import AGGREGATOR, WORKER, Caller, accept, connect, listen
+from worker.links import Inbox, Link, Links, raw
+from worker.numerics import machine
+from worker.plan import Reduced, ShardReport, StepPlan, StepReport
+from worker.reduction import shares, span
+from worker.wiring import GRADIENT, PARAMETERS, REDUCED, Place, Standing, Stretch, Wiring
+
+Array = NDArray[Any]
+
+
+class Reduces(Protocol):
+    """What a seat's aggregator does: `worker.aggregator.ParameterAggregator`, begun."""
+
+    committed: int
+
+    def parameters(self, which: str = "current") -> Array:
+        """The committed parameters of its share."""
+
+    def reduce(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> Reduced:
+        """The mean gradient of its share."""
+
+    def commit(self, step: int, reduced: Sequence[Reduced], reports: Sequence[ShardReport]) -> StepReport:
+        """The step, from what all have reduced."""
+
+
+class _Worker:
+    """A worker as an aggregator sees it."""
+
+    def __init__(self, link: Link, shards: tuple[int, ...], memory: Memory | None, part: slice) -> None:
+        self.link, self.shards, self.header = link, shards, memoryview(bytearray(GRADIENT.size))
+        # Its own memory's, where this process has mapped it; else they are received and sent.
+        self.gradients = None if memory is None else [gradient[part] for gradient in memory.gradients]
+        self.parameters = None if memory is None else memory.parameters[part]
+
+
+class _Peer:
+    """Another aggregator, whose share has so many blocks."""
+
+    def __init__(self, link: Link, blocks: int, shards: int) -> None:
+        self.link, self.header = link, memoryview(bytearray(REDUCED.size))
+        self.squares, self.evidence = np.empty(blocks), np.empty((shards, 2))
+
+
+class AggregatorSeat:
+    """Held by an aggregator for as long as it has the job."""
+
+    def __init__(self, aggregator: Reduces, plan: StepPlan, number: int, of: int) -> None:
+        self._aggregator, self._plan, self._number = aggregator, plan, number
+        self._shares = shares(parameter_layout(network_graph(plan.network)).blocks, of)
+        self._part = span(self._shares[number])
+        self._links = Links()
+        self._listener: socket.socket | None = None
+        self._reports: list[ShardReport] = []
+        self._reduced: tuple[int, Reduced | None] = 0, None  # the last step that was reduced
+
+    def listen(self, host: str) -> Place:
+        """Be reached by that address of this machine from now on."""
+        self._listener = listen(host)
+        return Place(host, self._listener.getsockname()[1], machine())
+
+    def serve(self, wiring: Wiring, first: int, last: int) -> Stretch:
+        """Take the steps `first` to `last` with all of `wiring`. Raises Diverged."""
+        reports: list[StepReport] = []
+        try:
+            if self._links.generation != wiring.generation:
+                self._wire(wiring)
+                self._send(first - 1)
+            for step in range(first, last + 1):
+                reports.append(self._step(step))
+        except LinkBroken as error:
+            self._links.close()
+            return Stretch(tuple(reports), error.args)
+        except BaseException:
+            self._links.close()
+            raise
+        return Stretch(tuple(reports))
+
+    def give_up(self, generation: int) -> None:
+        """By any thread: leave whatever is done for `generation` and those before it."""
+        self._links.give_up(generation)
+
+    def standing(self) -> Standing:
+        """Where it is, nothing being done."""
+        return Standing(self._aggregator.committed, *self._reduced)
+
+    def commit_kept(self, reduced: Sequence[Reduced]) -> StepReport:
+        """Commit the step that was reduced last: `reduced` is what all have, in the order of their shares."""
+        return self._aggregator.commit(self._reduced[0], reduced, self._reports)
+
+    def close(self) -> None:
+        """Break what is linked, and listen no more."""
+        self._links.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    # Wiring.
+
+    def _wire(self, wiring: Wiring) -> None:
+        assert self._listener is not None
+        self._links.begin(wiring.generation)
+        self._generation, number, here = wiring.generation, self._number, machine()
+        memories: dict[int, Memory] = {}
+
+        def welcome(caller: Caller) -> bool:
+            """Whether its memory can be mapped here."""
+            if caller.kind != WORKER or wiring.machines[caller.number] != here:
+                return False
+            where, shards = memfd.path(caller.descriptor, caller.pid), len(wiring.dealt[caller.number])
+            try:
+                memories[caller.number] = Memory(self._plan, shards, where)
+            except (OSError, ValueError):
+                return False  # another user's, say: its vectors come over the link
+            return True
+
+        links: dict[tuple[int, int], Link] = {}
+        caller = Caller(AGGREGATOR, number, wiring.generation)
+        for k, place in enumerate(wiring.aggregators[:number]):
+            address = place.host, place.port
+            links[AGGREGATOR, k] = connect(address, f"aggregator {k}", caller, wiring.secret, self._links)[0]
+        expected = [(AGGREGATOR, k) for k in range(number + 1, len(wiring.aggregators))]
+        expected += [(WORKER, k) for k in range(len(wiring.dealt))]
+        links |= accept(self._listener, expected, wiring.generation, wiring.secret, welcome, self._links)
+
+        self._workers = [
+            _Worker(links[WORKER, k], shards, memories.get(k), self._part) for k, shards in enumerate(wiring.dealt)
+        ]
+        self._peers = {
+            k: _Peer(links[AGGREGATOR, k], len(self._shares[k]), self._plan.shards)
+            for k in range(len(wiring.aggregators))
+            if k != number
+        }
+        self._from_workers = Inbox([worker.link for worker in self._workers])
+        self._from_peers = Inbox([peer.link for peer in self._peers.values()])
+        self._slots: list[Array] = [np.empty(0)] * self._plan.shards
+        for worker in self._workers:
+            for place_in, shard in enumerate(worker.shards):
+                mapped = worker.gradients
+                self._slots[shard] = self._aggregator.parameters().copy() if mapped is None else mapped[place_in]
+        self._header = memoryview(bytearray(max(PARAMETERS.size, REDUCED.size)))
+
+    # A step.
+
+    def _step(self, step: int) -> StepReport:
+        self._arrived: list[ShardReport | None] = [None] * self._plan.shards
+        self._from_workers.fill({worker.link: self._pieces(worker, step) for worker in self._workers})
+        self._reports = [report for report in self._arrived if report is not None]
+        reduced = self._aggregator.reduce(step, self._slots, self._reports)
+        self._reduced = step, reduced
+        report = self._aggregator.commit(step, self._told(step, reduced), self._reports)
+        self._send(step)
+        return report
+
+    def _pieces(self, worker: _Worker, step: int) -> Iterator[memoryview]:
+        """The buffers for what a worker sends in `step`."""
+        for shard in worker.shards:
+            worker.link.due = GRADIENT.size + (self._slots[shard].nbytes if worker.gradients is None else 0)
+            yield worker.header
+            generation, of, number, rows, weight, loss = GRADIENT.unpack(worker.header)
+            expect(worker.link, (generation, of, number), (self._generation, step, shard))
+            if worker.gradients is None:
+                yield raw(self._slots[shard])
+            self._arrived[shard] = ShardReport(step, shard, rows, weight, loss)
+
+    def _told(self, step: int, reduced: Reduced) -> list[Reduced]:
+        """What all have reduced, in the order of their shares: told to the others, and heard of them."""
+        if not self._peers:
+            return [reduced]
+        REDUCED.pack_into(self._header, 0, self._generation, step, len(reduced.shards))
+        said = [self._header[: REDUCED.size], raw(np.array(reduced.squares))]
+        if reduced.shards:
+            said.append(raw(np.array(reduced.shards, np.float64)))
+        for peer in self._peers.values():  # so little that it fits into a socket's buffers: all send, then all receive
+            peer.link.send(*said)
+        self._from_peers.fill({peer.link: self._reductions(peer, step) for peer in self._peers.values()})
+        return [reduced if k == self._number else _reduced(self._peers[k]) for k in range(len(self._shares))]
+
+    def _reductions(self, peer: _Peer, step: int) -> Iterator[memoryview]:
+        peer.link.due = REDUCED.size + peer.squares.nbytes
+        yield peer.header
+        generation, of, count = REDUCED.unpack(peer.header)
+        counts = (0, self._plan.shards)
+        expect(peer.link, (generation, of, count in counts), (self._generation, step, True))
+        yield raw(peer.squares)
+        if count:
+            peer.link.due = peer.evidence.nbytes
+            yield raw(peer.evidence)
+
+    def _send(self, step: int) -> None:
+        """The parameters that `step` has led to, to all workers: first to those that have to wait for a link."""
+        PARAMETERS.pack_into(self._header, 0, self._generation, step)
+        header, parameters = self._header[: PARAMETERS.size], self._aggregator.parameters()
+        for worker in sorted(self._workers, key=lambda worker: worker.parameters is not None):
+            if worker.parameters is None:
+                worker.link.send(header, raw(parameters))
+            else:
+                worker.parameters[...] = parameters
+                worker.link.send(header)
+
+
+def _reduced(peer: _Peer) -> Reduced:
+    """As it has told."""
+    count = REDUCED.unpack(peer.header)[2]
+    evidence = tuple((bool(sound), float(square)) for sound, square in peer.evidence.tolist()) if count else ()
+    return Reduced(tuple(peer.squares.tolist()), evidence)

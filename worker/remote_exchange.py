@@ -1,0 +1,161 @@
+"""An exchange whose workers and aggregators are other processes, which the trainer calls: all but the steps.
+
+The trainer has no parameters: each aggregator keeps those of its blocks, and hands them out.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.crew import Crew, Reference, Remote, Transport
+from worker.errors import RemoteLost
+from worker.exchange import merge
+from worker.plan import StepPlan, StepReport
+from worker.sampling import deal
+
+Array = NDArray[Any]
+SILENCE_S = 10.0
+
+
+class RemoteExchange(ABC):
+    """Steps over the members of `crew`. Raises RemoteLost from any method when an aggregator is lost."""
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        seed: int,
+        crew: Crew,
+        aggregators: Sequence[Remote],
+        transport: Transport,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._plan, self._transport, self._clock, self._crew = plan, transport, clock, crew
+        self._aggregators, count = list(aggregators), len(aggregators)
+        begun = [each.call("begin", plan, seed, k, count) for k, each in enumerate(self._aggregators)]
+        self._sizes = [part.size for part in transport.get(begun)]
+        self._committed = 0
+
+    @property
+    def workers(self) -> int:
+        return len(self._crew.members)
+
+    @property
+    def failures(self) -> int:
+        return self._crew.failures
+
+    @property
+    def numerics(self) -> str:
+        return self._crew.numerics
+
+    def scale(self, workers: int) -> None:
+        self._crew.scale(workers)
+
+    @abstractmethod
+    def run_steps(self, count: int) -> list[StepReport]:
+        """Exchange.run_steps."""
+
+    @abstractmethod
+    def _changed(self) -> None:
+        """The parameters are not what the last step has led to."""
+
+    def evaluate(self, split: str, which: str = "current") -> NDArray[np.float64]:
+        network = self._plan.network
+        while True:
+            try:
+                parameters, dealt = self._all("parameters", which), self._dealt()
+                calls = [worker.call("evaluations", split, shards, *parameters) for worker, shards in dealt]
+                parts: list[Any] = [None] * self._plan.shards
+                for (_, shards), found in zip(dealt, self._get(calls), strict=True):
+                    for shard, sums in zip(shards, found, strict=True):
+                        parts[shard] = sums
+                return merge(network.loss, network.outputs, parts)
+            except RemoteLost as error:
+                self._recover(error)
+
+    def diagnose(self) -> dict[str, float]:
+        while True:
+            try:
+                before, after = self._all("parameters", "previous"), self._all("parameters", "current")
+                call = self._crew.members[0].call("diagnose_parts", self._committed, *before, *after)
+                found: dict[str, float] = self._get([call])[0]
+                return found
+            except RemoteLost as error:
+                self._recover(error)
+
+    def keep_best(self) -> None:
+        self._transport.get(self._all("keep_best"))
+
+    def parameters(self, which: str = "current") -> Array:
+        found: Array = np.concatenate(self._transport.get(self._all("parameters", which)))
+        return found
+
+    def snapshot(self) -> Array:
+        found: Array = np.concatenate(self._transport.get(self._all("state")), axis=1)
+        return found
+
+    def restore(self, step: int, state: Array, best: Array | None) -> None:
+        borders = np.cumsum(self._sizes)[:-1]
+        states = np.split(state, borders, axis=1)
+        bests = [None] * len(states) if best is None else np.split(best, borders)
+        parts = zip(self._aggregators, states, bests, strict=True)
+        self._transport.get([each.call("restore", step, *kept) for each, *kept in parts])
+        self._committed = step
+        self._changed()
+
+    def close(self) -> None:
+        self._crew.close()
+        for each in self._aggregators:
+            try:
+                self._transport.get([each.call("end")])
+            except RemoteLost:
+                continue  # it has nothing to let go any more
+
+    def _all(self, method: str, *arguments: Any) -> list[Reference]:
+        """The same call of every aggregator."""
+        return [each.call(method, *arguments) for each in self._aggregators]
+
+    def _missed(self, known: int) -> list[StepReport]:
+        """The reports of steps after `known` that the aggregators have committed."""
+        missed, *others = self._transport.get(self._all("reports_after", known))
+        if any(other != missed for other in others):
+            raise RemoteLost("the aggregators are not at the same step")
+        if missed:
+            self._committed = missed[-1].step
+        self._changed()
+        return list(missed)
+
+    def _get(self, references: Sequence[Reference]) -> list[Any]:
+        """Results of calls that may take long."""
+        for reference in references:
+            self._wait([reference])
+        return self._transport.get(references)
+
+    def _wait(self, references: Sequence[Reference]) -> None:
+        """Until one of them is there. Where none comes for SILENCE_S, everybody is asked whether they live: who hangs
+        is killed for that silence, and is not waited for; who has much to do is waited for."""
+        while not self._transport.wait(references, SILENCE_S):
+            everybody = (*self._crew.members, *self._aggregators)
+            silent = [each.name for each in everybody if not self._transport.is_alive(each)]
+            if silent:
+                raise RemoteLost(f"no answer from {', '.join(silent)}")
+
+    def _recover(self, error: Exception, began: float | None = None) -> None:
+        """Go on with the workers that are left, if a worker was what died; a new one joins at a later step.
+
+        `began`: when it was noticed, if not now.
+        """
+        began = self._clock() if began is None else began
+        dead = [worker for worker in self._crew.members if not self._transport.is_alive(worker)]
+        if not dead or not all(self._transport.is_alive(each) for each in self._aggregators):
+            raise error
+        self._crew.lose(dead, self._committed + 1, error, began)
+
+    def _dealt(self) -> list[tuple[Remote, tuple[int, ...]]]:
+        """The workers that have shards, with them."""
+        members = self._crew.members
+        dealt = zip(members, deal(self._plan.shards, len(members)), strict=True)
+        return [(worker, shards) for worker, shards in dealt if shards]

@@ -1,0 +1,71 @@
+"""What crosses between the processes of a socket exchange; what is decided when a stretch of steps was cut short."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worker.errors import RemoteLost
+from worker.plan import Reduced, StepReport
+
+# Of each shard's gradient: generation, step, shard, rows, weight sum, loss sum.
+GRADIENT = struct.Struct("<QQQQdd")
+# Of a share of the parameters: generation, the step that has led to it.
+PARAMETERS = struct.Struct("<QQ")
+# Of what an aggregator has reduced: generation, step, how many shards it has evidence of: none or all.
+REDUCED = struct.Struct("<QQQ")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an aggregator listens, and which machine it sees (worker.numerics.machine)."""
+
+    host: str
+    port: int
+    machine: str
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Who is linked with whom: aggregators in the order of their shares, workers with the shards dealt to each.
+
+    It holds for one `generation`; whatever carries another number is not heard.
+    """
+
+    generation: int
+    secret: bytes
+    aggregators: tuple[Place, ...]
+    machines: tuple[str, ...]  # the workers'
+    dealt: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What came of a stretch of steps: the reports of those that were committed, and what broke, if anything did."""
+
+    reports: tuple[StepReport, ...] = ()
+    broken: tuple[str, str] | None = None  # a link's peer and the reason
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an aggregator is: its committed step, and what it reduced last, in the step `reduced_step`."""
+
+    committed: int
+    reduced_step: int
+    reduced: Reduced | None
+
+
+def settle(standings: Sequence[Standing]) -> tuple[tuple[int, ...], tuple[Reduced, ...]]:
+    """Which aggregators have yet to commit the step that others have committed, and what all have reduced in it.
+
+    A step takes what all have reduced, so whoever has committed one has heard it of all, and nobody is further behind
+    than that: the next step takes parameters of all. RemoteLost where it is otherwise: nothing whole is left.
+    """
+    committed = max(standing.committed for standing in standings)
+    late = tuple(number for number, standing in enumerate(standings) if standing.committed < committed)
+    if not late:
+        return (), ()
+    reduced = tuple(each.reduced for each in standings if each.reduced is not None and each.reduced_step == committed)
+    if len(reduced) < len(standings) or any(standings[number].committed < committed - 1 for number in late):
+        raise RemoteLost("the aggregators are not at the same step")
+    return late, reduced
