@@ -70,7 +70,7 @@ class SlowedWorker(GradientWorker):
 
 
 class Process:
-    """A process as the exchange sees it. Of `returns` > 1 each part is asked for by itself."""
+    """A process as the exchange sees it."""
 
     def __init__(self, name: str, kind: type) -> None:
         self.name = name
@@ -81,22 +81,23 @@ class Process:
         self.answers: dict[int, tuple[bool, Any]] = {}
         self._calls = 0
 
-    def call(self, method: str, *arguments: Any, returns: int = 1) -> tuple["Process", int]:
-        return self._send(False, method, arguments)
+    def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
+        process, number, _ = reference = self._send(False, method, arguments)
+        return reference if returns == 1 else [(process, number, part) for part in range(returns)]
 
-    def call_beside(self, method: str, *arguments: Any) -> tuple["Process", int]:
+    def call_beside(self, method: str, *arguments: Any) -> "Reference":
         return self._send(True, method, arguments)
 
-    def _send(self, beside: bool, method: str, arguments: tuple[Any, ...]) -> tuple["Process", int]:
+    def _send(self, beside: bool, method: str, arguments: tuple[Any, ...]) -> "Reference":
         self._calls += 1
         try:
             found = [result(each) if isinstance(each, tuple) and _is_reference(each) else each for each in arguments]
         except Exception as error:  # what it depends on is lost, or has failed: so is it
             self.answers[self._calls] = False, error
-            return self, self._calls
+            return self, self._calls, None
         with contextlib.suppress(OSError):  # dead: `get` will say so
             self.connection.send((beside, self._calls, method, found))
-        return self, self._calls
+        return self, self._calls, None
 
     def receive(self, wait: bool, number: int) -> bool:
         """Whether the answer to call `number` is there, or will never be."""
@@ -111,20 +112,23 @@ class Process:
         return True
 
 
+Reference = tuple[Process, int, int | None]  # whose call, its number, and which part of its result; None: all
+
+
 def _is_reference(value: tuple[Any, ...]) -> bool:
     return bool(value) and isinstance(value[0], Process)
 
 
-def result(reference: tuple[Process, int]) -> Any:
+def result(reference: Reference) -> Any:
     """What a call has come to, waited for, or what it has raised: RemoteLost where its process has ended."""
-    process, number = reference
+    process, number, part = reference
     process.receive(True, number)
     if number not in process.answers:
         raise RemoteLost(f"{process.name} has ended")
     fine, value = process.answers[number]  # which may be asked for again, as Ray's may
     if not fine:
         raise value
-    return value
+    return value if part is None else value[part]
 
 
 class Processes:
@@ -140,28 +144,34 @@ class Processes:
         self.all.append(Process(f"process-{len(self.all)}", kind or self._kind))
         return self.all[-1]
 
-    def get(self, references: Sequence[tuple[Process, int]]) -> list[Any]:
+    def get(self, references: Sequence[Reference]) -> list[Any]:
         return [result(reference) for reference in references]
 
-    def wait(self, references: Sequence[tuple[Process, int]], seconds: float) -> bool:
+    def wait(self, references: Sequence[Reference], seconds: float) -> bool:
         if not any(map(self.is_ready, references)):
-            multiprocessing.connection.wait([process.connection for process, _ in references], seconds)
+            multiprocessing.connection.wait([process.connection for process, *_ in references], seconds)
         return any(map(self.is_ready, references))
 
-    def is_ready(self, reference: tuple[Process, int]) -> bool:
+    def is_ready(self, reference: Reference) -> bool:
         return reference[0].receive(False, reference[1])
 
     def address(self, remote: Remote) -> str:
         return "127.0.0.1"
 
     def is_alive(self, remote: Remote) -> bool:
-        return next(process for process in self.all if process.name == remote.name).process.is_alive()
+        return self.remote(remote.name).process.is_alive()
 
-    def release(self, remote: Remote, detached: tuple[Process, int]) -> None:
+    def remote(self, name: str) -> Process:
+        return next(process for process in self.all if process.name == name)
+
+    def forget_leavers(self) -> None:
+        """Nobody keeps a list of them."""
+
+    def release(self, remote: Remote, detached: Reference) -> None:
         self.released.append(remote.name)
 
     def dismiss(self, remote: Remote) -> None:
-        next(process for process in self.all if process.name == remote.name).process.kill()
+        self.remote(remote.name).process.kill()
 
     def close(self) -> None:
         """End all of them."""

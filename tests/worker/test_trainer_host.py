@@ -5,22 +5,26 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.processes import Processes
 from core.errors import DataError
 from core.optimizers import OptimizerSpec
+from worker.aggregator import ParameterAggregator
 from worker.checkpoint_store import CheckpointStore
 from worker.dataset import DatasetError
 from worker.errors import Diverged, RemoteLost, TooManyFailures
 from worker.exchange import InProcessExchange
-from worker.plan import TrainerReport, TrainingPlan
+from worker.plan import TrainerEvent, TrainerReport, TrainingPlan
 from worker.pool import Crew
 from worker.recorder import Recorder
-from worker.trainer import OpenExchange
-from worker.trainer_host import DIVERGENCE_HINT, OBJECTS, Run, TrainerHost, failure_of
+from worker.trainer import OpenExchange, Trainer
+from worker.trainer_host import AUTO, DIVERGENCE_HINT, OBJECTS, Run, TrainerHost, failure_of
+from worker.wiring import Place
 
 MakePlan = Callable[..., TrainingPlan]
 
@@ -196,3 +200,35 @@ def test_a_host_runs_one_job_after_the_other(make_plan: MakePlan, site: Any, pla
         assert [worker.calls[-1] for worker in place.workers] == ["detach", "detach"]
         host.reset()
         assert host.poll(0) is None
+
+
+class Deaf(ParameterAggregator):
+    """Says that it listens where nobody does: a port that is closed."""
+
+    def listen(self, host: str) -> Place:
+        return replace(super().listen(host), port=1)
+
+
+@pytest.mark.parametrize("aggregator", [ParameterAggregator, Deaf])
+def test_where_links_are_refused_gradients_travel_by_object_references(make_plan: MakePlan, aggregator: type) -> None:
+    plan = make_plan(optimizer=OptimizerSpec("sgd", 0.05, max_norm=1.0))  # it goes over no shared memory
+    wanted = Trainer(plan, Recorder(1), InProcessExchange).run()
+    processes = Processes()
+    workers = [processes.recruit().name for _ in range(2)]
+    crew = Crew("TrainerHost-1", (processes.recruit(aggregator).name,), tuple(workers))
+    host = TrainerHost(lambda crew, workers: processes, lambda name: unexpected())
+    host.start(plan, 1, crew, 2, 60.0, AUTO)
+    deadline = time.monotonic() + 60
+    while (report := host.poll(0)) is None or report[0].outcome is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    processes.close()
+    assert report[0].result is not None, report[0].failure
+    assert report[0].result.weights_sha256 == wanted.weights_sha256
+    said = [update for update in report[0].updates if isinstance(update, TrainerEvent)]
+    if aggregator is ParameterAggregator:
+        assert said == []
+    else:
+        (event,) = said
+        assert (event.type, event.level, event.data["peer"]) == ("log", "warning", "aggregator 0 at 127.0.0.1:1")
+        assert "through Ray's object store" in event.message
