@@ -9,6 +9,7 @@ import multiprocessing.connection
 import os
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -148,9 +149,13 @@ class Processes:
         return [result(reference) for reference in references]
 
     def wait(self, references: Sequence[Reference], seconds: float) -> bool:
-        if not any(map(self.is_ready, references)):
-            multiprocessing.connection.wait([process.connection for process, *_ in references], seconds)
-        return any(map(self.is_ready, references))
+        until = time.monotonic() + seconds
+        while not any(map(self.is_ready, references)):  # what comes may be the answer to another call
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            multiprocessing.connection.wait([process.connection for process, *_ in references], left)
+        return True
 
     def is_ready(self, reference: Reference) -> bool:
         return reference[0].receive(False, reference[1])

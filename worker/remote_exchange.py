@@ -128,18 +128,18 @@ class RemoteExchange(ABC):
         self._changed()
         return list(missed)
 
-    def _get(self, references: Sequence[Reference]) -> list[Any]:
-        """Results of calls that may take long."""
+    def _get(self, references: Sequence[Reference], asked: Sequence[Remote] | None = None) -> list[Any]:
+        """Results of calls that may take long; `asked`: see `_wait`."""
         for reference in references:
-            self._wait([reference])
+            self._wait([reference], asked)
         return self._transport.get(references)
 
-    def _wait(self, references: Sequence[Reference]) -> None:
-        """Until one of them is there. Where none comes for SILENCE_S, everybody is asked whether they live: who hangs
-        is killed for that silence, and is not waited for; who has much to do is waited for."""
+    def _wait(self, references: Sequence[Reference], asked: Sequence[Remote] | None = None) -> None:
+        """Until one of them is there. Where none comes for SILENCE_S, `asked`, or everybody, is asked whether they
+        live: who hangs is killed for that silence, and is not waited for; who has much to do is waited for."""
         while not self._transport.wait(references, SILENCE_S):
             everybody = (*self._crew.members, *self._aggregators)
-            silent = [each.name for each in everybody if not self._transport.is_alive(each)]
+            silent = [each.name for each in asked or everybody if not self._transport.is_alive(each)]
             if silent:
                 raise RemoteLost(f"no answer from {', '.join(silent)}")
 

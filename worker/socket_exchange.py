@@ -113,8 +113,8 @@ class SocketExchange(RemoteExchange):
         for call in calls:
             with suppress(RemoteLost):  # `_recover` finds out who
                 self._get([call])
-        late, reduced = settle(self._get(self._all("standing")))
-        self._get([self._aggregators[number].call("commit_kept", reduced) for number in late])
+        late, reduced = settle(self._get(self._all("standing"), self._aggregators))
+        self._get([self._aggregators[number].call("commit_kept", reduced) for number in late], self._aggregators)
         reports = self._missed(self._committed)
         self._fruitless = 0 if reports else self._fruitless + 1
         try:

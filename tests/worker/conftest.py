@@ -209,12 +209,13 @@ class SocketBench:
         shares: int,
         apart: int = 0,
         transport: Processes | None = None,
+        worker: type = GradientWorker,
         aggregator: type = ParameterAggregator,
         seed: int = SEED,
     ) -> None:
         """`apart`: how many of the workers are as if they were on another machine."""
         self.transport, self.events = transport or Processes(), list[TrainerEvent]()
-        kinds = [Elsewhere] * apart + [GradientWorker] * (workers - apart)
+        kinds = [Elsewhere] * apart + [worker] * (workers - apart)
         self.workers = [self.transport.recruit(kind) for kind in kinds]
         self.aggregators = [self.transport.recruit(aggregator) for _ in range(shares)]
         self.crew = Crew(plan, self.workers, self.transport, self.events.append)
