@@ -45,11 +45,13 @@ class Reduces(Protocol):
 class _Worker:
     """A worker as an aggregator sees it."""
 
-    def __init__(self, link: Link, shards: tuple[int, ...], memory: Memory | None, part: slice) -> None:
+    def __init__(self, link: Link, shards: tuple[int, ...], memory: Memory | None, part: slice, in_half: bool) -> None:
+        """`in_half`: what it sends of a gradient is in float16."""
         self.link, self.shards, self.header = link, shards, memoryview(bytearray(GRADIENT.size))
         # Its own memory's, where this process has mapped it; else they are received and sent.
         self.gradients = None if memory is None else [gradient[part] for gradient in memory.gradients]
         self.parameters = None if memory is None else memory.parameters[part]
+        self.half = np.empty(part.stop - part.start, np.float16) if in_half else None
 
 
 class _Peer:
@@ -141,7 +143,8 @@ class AggregatorSeat:
         links |= accept(self._listener, expected, wiring.generation, wiring.secret, welcome, self._links)
 
         self._workers = [
-            _Worker(links[WORKER, k], shards, memories.get(k), self._part) for k, shards in enumerate(wiring.dealt)
+            _Worker(links[WORKER, k], shards, memories.get(k), self._part, self._plan.half_gradients)
+            for k, shards in enumerate(wiring.dealt)
         ]
         self._peers = {
             k: _Peer(links[AGGREGATOR, k], len(self._shares[k]), self._plan.shards)
@@ -172,12 +175,16 @@ class AggregatorSeat:
     def _pieces(self, worker: _Worker, step: int) -> Iterator[memoryview]:
         """The buffers for what a worker sends in `step`."""
         for shard in worker.shards:
-            worker.link.due = GRADIENT.size + (self._slots[shard].nbytes if worker.gradients is None else 0)
+            slot = self._slots[shard]
+            comes = slot if worker.half is None else worker.half
+            worker.link.due = GRADIENT.size + (comes.nbytes if worker.gradients is None else 0)
             yield worker.header
             generation, of, number, rows, weight, loss = GRADIENT.unpack(worker.header)
             expect(worker.link, (generation, of, number), (self._generation, step, shard))
             if worker.gradients is None:
-                yield raw(self._slots[shard])
+                yield raw(comes)
+                if comes is not slot:
+                    slot[...] = comes
             self._arrived[shard] = ShardReport(step, shard, rows, weight, loss)
 
     def _told(self, step: int, reduced: Reduced) -> list[Reduced]:

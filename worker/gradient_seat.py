@@ -53,11 +53,19 @@ class Memory:
 class _Aggregator:
     """An aggregator as a worker sees it."""
 
-    def __init__(self, link: Link, shares_memory: bool, memory: Memory, part: slice) -> None:
+    def __init__(self, link: Link, shares_memory: bool, memory: Memory, part: slice, in_half: bool) -> None:
+        """`in_half`: gradients are such as float16 has, and are sent as such."""
         self.link, self.header = link, memoryview(bytearray(PARAMETERS.size))
-        pieces = [] if shares_memory else [raw(gradient[part]) for gradient in memory.gradients]
-        self.pieces = pieces  # of each gradient, where it is sent
+        self._pieces = [] if shares_memory else [gradient[part] for gradient in memory.gradients]  # that are sent
+        self._half = np.empty(part.stop - part.start, np.float16) if in_half else None
         self.parameters = [] if shares_memory else [raw(memory.parameters[part])]
+
+    def piece(self, k: int) -> list[memoryview]:
+        """What is sent of the worker's gradient `k`: until the next one is asked for."""
+        if not self._pieces or self._half is None:
+            return [raw(piece) for piece in self._pieces[k : k + 1]]
+        self._half[...] = self._pieces[k]
+        return [raw(self._half)]
 
 
 class GradientSeat:
@@ -103,11 +111,12 @@ class GradientSeat:
         for k, place in enumerate(wiring.aggregators):
             address = place.host, place.port
             link, shares_memory = connect(address, f"aggregator {k}", caller, wiring.secret, self._links)
-            found.append(_Aggregator(link, shares_memory, memory, span(blocks[k])))
+            in_half = self._plan.half_gradients
+            found.append(_Aggregator(link, shares_memory, memory, span(blocks[k]), in_half))
         self._inbox = Inbox([each.link for each in found])
         # Not all workers begin with the same one; those to which the vector itself is sent come first.
         at = number % len(found)
-        self._aggregators = sorted(found[at:] + found[:at], key=lambda each: not each.pieces)
+        self._aggregators = sorted(found[at:] + found[:at], key=lambda each: not each.parameters)
         self._header = memoryview(bytearray(GRADIENT.size))
         self._receive(committed)
 
@@ -127,7 +136,7 @@ class GradientSeat:
                 self._header, 0, self._generation, step, shard, found.rows, found.weight_sum, found.loss_sum
             )
             for each in self._aggregators:
-                each.link.send(self._header, *each.pieces[k : k + 1])
+                each.link.send(self._header, *each.piece(k))
         self._receive(step)
 
     def _receive(self, step: int) -> None:

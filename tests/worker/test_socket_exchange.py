@@ -19,6 +19,7 @@ from core.parameters import weights_sha256
 from worker.aggregator import ParameterAggregator
 from worker.errors import Diverged, LinkBroken, RemoteLost
 from worker.exchange import InProcessExchange
+from worker.gradient_seat import Memory, _Aggregator
 from worker.gradient_worker import GradientWorker
 from worker.plan import Reduced, ShardReport, StepPlan, StepReport
 from worker.socket_exchange import STRETCH
@@ -61,6 +62,26 @@ def test_the_bits_and_the_reports_are_those_of_one_process(
             assert exchange.evaluate(split).tobytes() == oracle.evaluate(split).tobytes()
         assert exchange.diagnose() == oracle.diagnose()
         assert exchange.snapshot().tobytes() == oracle.snapshot().tobytes()
+
+
+def test_half_gradients_travel_as_such_and_are_those_of_one_process(socket_bench: Any, plan: StepPlan) -> None:
+    half = replace(plan, half_gradients=True)
+    exchange = socket_bench(half, 3, 2, 2).exchange
+    assert (weights_sha256(exchange.parameters()), exchange.run_steps(STEPS)) == (
+        undisturbed(half, 0)[0],
+        undisturbed(half)[1],
+    )
+    assert weights_sha256(exchange.parameters()) == undisturbed(half)[0] != undisturbed(plan)[0]
+
+
+@pytest.mark.parametrize(("shares_memory", "in_half", "sent"), [(False, False, 40), (False, True, 20), (True, True, 0)])
+def test_of_a_gradient_is_sent_what_the_other_end_does_not_see(
+    plan: StepPlan, shares_memory: bool, in_half: bool, sent: int
+) -> None:
+    with closing(Memory(plan, 1)) as memory:
+        memory.gradients[0][:10] = 1.5
+        each = _Aggregator(Any, shares_memory, memory, slice(0, 10), in_half)
+        assert sum(piece.nbytes for piece in each.piece(0)) == sent
 
 
 @pytest.mark.parametrize("seed", range(4))
