@@ -117,13 +117,36 @@ class AggregatorSeat:
     # Wiring.
 
     def _wire(self, wiring: Wiring) -> None:
+        links, memories = self._linked(wiring)
+        self._generation = wiring.generation
+        workers = [
+            _Worker(links[WORKER, k], shards, memories.get(k), self._part, self._plan.half_gradients)
+            for k, shards in enumerate(wiring.dealt)
+        ]
+        self._slots: list[Array] = [np.empty(0)] * self._plan.shards
+        for worker in workers:
+            for place, shard in enumerate(worker.shards):
+                mapped = worker.gradients
+                self._slots[shard] = self._aggregator.parameters().copy() if mapped is None else mapped[place]
+        # Parameters go first to those that have to wait for a link.
+        self._workers = sorted(workers, key=lambda worker: worker.parameters is not None)
+        others = [k for k in range(len(wiring.aggregators)) if k != self._number]
+        self._peers = {k: _Peer(links[AGGREGATOR, k], len(self._shares[k]), self._plan.shards) for k in others}
+        self._from_workers = Inbox([worker.link for worker in self._workers])
+        self._from_peers = Inbox([peer.link for peer in self._peers.values()])
+        self._header = memoryview(bytearray(max(PARAMETERS.size, REDUCED.size)))
+
+    def _linked(self, wiring: Wiring) -> tuple[dict[tuple[int, int], Link], dict[int, Memory]]:
+        """Links to all others, by kind and number, and the memory of workers that could be mapped.
+
+        An aggregator calls those before it, and is called by those after it and by the workers.
+        """
         assert self._listener is not None
-        self._links.begin(wiring.generation)
-        self._generation, number, here = wiring.generation, self._number, machine()
+        number, here = self._number, machine()
         memories: dict[int, Memory] = {}
 
         def welcome(caller: Caller) -> bool:
-            """Whether its memory can be mapped here."""
+            """Whether its memory could be mapped."""
             if caller.kind != WORKER or wiring.machines[caller.number] != here:
                 return False
             where, shards = memfd.path(caller.descriptor, caller.pid), len(wiring.dealt[caller.number])
@@ -133,6 +156,7 @@ class AggregatorSeat:
                 return False  # another user's, say: its vectors come over the link
             return True
 
+        self._links.begin(wiring.generation)
         links: dict[tuple[int, int], Link] = {}
         caller = Caller(AGGREGATOR, number, wiring.generation)
         for k, place in enumerate(wiring.aggregators[:number]):
@@ -141,24 +165,7 @@ class AggregatorSeat:
         expected = [(AGGREGATOR, k) for k in range(number + 1, len(wiring.aggregators))]
         expected += [(WORKER, k) for k in range(len(wiring.dealt))]
         links |= accept(self._listener, expected, wiring.generation, wiring.secret, welcome, self._links)
-
-        self._workers = [
-            _Worker(links[WORKER, k], shards, memories.get(k), self._part, self._plan.half_gradients)
-            for k, shards in enumerate(wiring.dealt)
-        ]
-        self._peers = {
-            k: _Peer(links[AGGREGATOR, k], len(self._shares[k]), self._plan.shards)
-            for k in range(len(wiring.aggregators))
-            if k != number
-        }
-        self._from_workers = Inbox([worker.link for worker in self._workers])
-        self._from_peers = Inbox([peer.link for peer in self._peers.values()])
-        self._slots: list[Array] = [np.empty(0)] * self._plan.shards
-        for worker in self._workers:
-            for place_in, shard in enumerate(worker.shards):
-                mapped = worker.gradients
-                self._slots[shard] = self._aggregator.parameters().copy() if mapped is None else mapped[place_in]
-        self._header = memoryview(bytearray(max(PARAMETERS.size, REDUCED.size)))
+        return links, memories
 
     # A step.
 
@@ -212,10 +219,10 @@ class AggregatorSeat:
             yield raw(peer.evidence)
 
     def _send(self, step: int) -> None:
-        """The parameters that `step` has led to, to all workers: first to those that have to wait for a link."""
+        """The parameters that `step` has led to, to all workers."""
         PARAMETERS.pack_into(self._header, 0, self._generation, step)
         header, parameters = self._header[: PARAMETERS.size], self._aggregator.parameters()
-        for worker in sorted(self._workers, key=lambda worker: worker.parameters is not None):
+        for worker in self._workers:
             if worker.parameters is None:
                 worker.link.send(header, raw(parameters))
             else:

@@ -82,8 +82,10 @@ class RayTransport:
             raise
 
     def address(self, remote: Remote) -> str:
-        found = (node for node in ray.nodes() if _short(node["NodeID"]) == node_of(remote.name))
-        return next((str(node["NodeManagerAddress"]) for node in found), "")
+        for node in ray.nodes():
+            if _short(node["NodeID"]) == node_of(remote.name):
+                return str(node["NodeManagerAddress"])
+        raise RemoteLost(f"the node of {remote.name} is gone")
 
     def is_alive(self, remote: Remote) -> bool:
         CALLS["is_alive"] += 1

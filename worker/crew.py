@@ -45,7 +45,7 @@ class Transport(Protocol):
         """Whether `get` would not wait for one of them: at once when it would not, after `seconds` at most."""
 
     def address(self, remote: Remote) -> str:
-        """Of the process's machine, as the others' processes reach it."""
+        """Of the process's machine, as the others' processes reach it. RemoteLost: it is gone."""
 
     def is_alive(self, remote: Remote) -> bool:
         """Whether the process still answers; one that does not is killed."""

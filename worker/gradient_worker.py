@@ -33,7 +33,7 @@ class GradientWorker:
     def __init__(self, holder: str = "", read: Callable[[str, str, str, int], bytes] | None = None) -> None:
         """`holder`: whose it is (`hold`). `read` reads from its disk: worker.fetched.read_chunk, of that trainer."""
         self._plan: StepPlan | None = None
-        self._links: GradientSeat | None = None
+        self._seat: GradientSeat | None = None
         self._read = read
         self.holder = holder
 
@@ -52,7 +52,7 @@ class GradientWorker:
         """
         threadpool_limits(plan.threads_per_worker, user_api="blas")
         dtype = np.dtype(plan.network.dtype)
-        self._plan, self._links = plan, GradientSeat(self, plan)
+        self._plan, self._seat = plan, GradientSeat(self, plan)
         read = None if self._read is None else partial(self._read, self.holder, plan.folder)
         with prepared_here(plan.folder, plan.data_sha256, read) as prepared:
             self._arrays = {split: prepared.arrays(split) for split in prepared.rows}
@@ -79,19 +79,19 @@ class GradientWorker:
 
     def serve(self, wiring: Wiring, number: int, first: int, last: int) -> Stretch:
         """Take part in steps of a socket exchange: GradientSeat.serve."""
-        assert self._links is not None
-        return self._links.serve(wiring, number, first, last)
+        assert self._seat is not None
+        return self._seat.serve(wiring, number, first, last)
 
     def give_up(self, generation: int) -> None:
         """By another thread: GradientSeat.give_up."""
-        if (links := self._links) is not None:
-            links.give_up(generation)
+        if (seat := self._seat) is not None:
+            seat.give_up(generation)
 
     def detach(self) -> None:
         """Forget the job, give its memory back, and be nobody's: all at once, another thread may `hold` it."""
-        if self._links is not None:
-            self._links.close()
-        self.__dict__ = {"_plan": None, "_links": None, "holder": "", "_read": self._read}
+        if self._seat is not None:
+            self._seat.close()
+        self.__dict__ = {"_plan": None, "_seat": None, "holder": "", "_read": self._read}
         gc.collect()  # an actor's frames refer to themselves: idle, it would keep its last job's segment mapped
 
     def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:

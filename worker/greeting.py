@@ -45,8 +45,12 @@ class Caller:
 
 
 def listen(host: str) -> socket.socket:
-    """A socket that is reached by `host`'s own address alone, on a port that is free."""
-    return socket.create_server((host, 0), backlog=BACKLOG)
+    """A socket that is reached by the address `host` of this machine alone, on a port that is free. LinkBroken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, 0), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise LinkBroken(f"whoever calls {host}", str(error)) from error
 
 
 def connect(address: tuple[str, int], peer: str, caller: Caller, secret: bytes, links: Links) -> tuple[Link, bool]:

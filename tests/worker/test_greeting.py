@@ -214,3 +214,15 @@ def test_who_waits_for_callers_can_be_told_to_give_up(called: Called) -> None:
     assert called.ended()
     assert isinstance(called.error, LinkBroken)
     assert "give up generation 7" in str(called.error)
+
+
+def test_it_listens_on_one_address_alone() -> None:
+    with listen("127.0.0.2") as listener, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1]))
+    with listen("::1") as listener:
+        assert listener.getsockname()[0] == "::1"
+
+
+def test_an_address_that_is_not_this_machines_is_told(links: Links) -> None:
+    with pytest.raises(LinkBroken, match=r"whoever calls 192\.0\.2\.1 broke"):
+        listen("192.0.2.1")

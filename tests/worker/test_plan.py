@@ -11,7 +11,7 @@ from core.network import NetworkSpec
 from core.optimizers import OptimizerSpec
 from core.preprocessing import PreprocessingSpec
 from core.schedules import ScheduleSpec
-from worker import errors, plan
+from worker import errors, plan, wiring
 from worker.dataset import DatasetError, DataSpec
 from worker.sampling import Sampling
 
@@ -77,6 +77,10 @@ MESSAGES = [
     RESULT,
     FAILURE,
     plan.TrainerReport("job_1", 2, PROGRESS, {"train_loss": 0.25}, 7, (POINT, EVENT), "succeeded", RESULT, FAILURE),
+    wiring.Place("10.0.0.7", 4711, "machine"),
+    wiring.Wiring(3, b"secret", (wiring.Place("10.0.0.7", 4711, "machine"),), ("machine",), ((0, 2), (1,))),
+    wiring.Stretch((plan.StepReport(1, 2, 3.0, 4.0, 5.0, 6.0),), ("worker 0", "it has closed the connection")),
+    wiring.Standing(7, 8, plan.Reduced((1.0,))),
     plan.LocalPlan(OPTIMIZER, SCHEDULE, 350),
     plan.StepPlan("/prepared/x", NETWORK, Sampling(100, 8, 3, 1), OPTIMIZER, SCHEDULE, 117, 1),
 ]
@@ -131,7 +135,10 @@ def test_a_dataset_error_survives_pickling() -> None:
 
 def test_none_is_missing_here() -> None:
     defined = {
-        kind for kind in vars(plan).values() if dataclasses.is_dataclass(kind) and kind.__module__ == plan.__name__
+        kind
+        for module in (plan, wiring)
+        for kind in vars(module).values()
+        if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
     }
     assert defined == {type(message) for message in MESSAGES}
     kinds = {kind for kind in vars(errors).values() if isinstance(kind, type)}
