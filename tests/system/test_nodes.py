@@ -133,7 +133,8 @@ def test_no_call_of_ray_happens_inside_a_step(cluster: Cluster, nodes: RayNodes,
     else:
         stretches = (last["serve"] - first["serve"]) / (len(crew.all) - 1)
         assert 0 < stretches < (until - at) / 5
-        assert not {"gradients", "reduce_parts", "commit_parts"} & last.keys()
+        called = {name for name, times in last.items() if times != first.get(name)}  # the process had jobs before
+        assert not {"gradients", "reduce_parts", "commit_parts"} & called
     watch.handle.cancel()
     watch.until(lambda report: report.outcome == "cancelled")
     cluster.release(watch.handle)
