@@ -17,7 +17,8 @@ from benchmarks.processes import Processes
 from worker.links import Inbox, Link, raw, tune
 
 NODES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-MODES = {"sync": {}, "half precision": {"number_bytes": 2}, "local, 16 steps": {"local_steps": 16}}
+PARAMETER_BYTES = 4
+MODES = {"sync": {}, "half gradients": {"gradient_bytes": 2}, "local, 16 steps": {"local_steps": 16}}
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,17 @@ class Parts:
     latency_s: float
 
 
-def step_s(parts: Parts, nodes: int, number_bytes: int = 4, local_steps: int = 1) -> float:
+def step_s(parts: Parts, nodes: int, gradient_bytes: int = PARAMETER_BYTES, local_steps: int = 1) -> float:
     """Seconds of a step, or of a round of local steps, on so many nodes."""
     work = local_steps * parts.gradient_s
     if nodes == 1:
         return work
-    whole = parts.parameters * number_bytes
+    whole = parts.parameters * PARAMETER_BYTES
     aggregators = min(nodes, parts.blocks)
     share = whole / aggregators
     # The node of an aggregator takes all other nodes' pieces of its share, and sends its share to all of them.
     fullest = max(share * (nodes - 1), whole - share)
-    wire = 2 * fullest / min(parts.link_bytes_s, parts.copy_bytes_s)
+    wire = (1 + gradient_bytes / PARAMETER_BYTES) * fullest / min(parts.link_bytes_s, parts.copy_bytes_s)
     hops = 2 + (aggregators > 1)
     sums = nodes * share / parts.sum_bytes_s
     return work + hops * (parts.hop_s + parts.latency_s) + wire + sums

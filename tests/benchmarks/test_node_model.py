@@ -23,7 +23,7 @@ def test_more_nodes_make_no_step_shorter(mode: str) -> None:
 def test_modes_help_where_the_link_is_what_is_short_of() -> None:
     slow = replace(PARTS, link_bytes_s=1e7)
     sync, half, local = (examples_per_second(slow, 10, mode) for mode in MODES)
-    assert 1.8 * sync < half < 2.1 * sync
+    assert 1.2 * sync < half < 1.4 * sync  # gradients are half of what travels
     assert local == pytest.approx(16 * sync, rel=0.3)
 
 
