@@ -6,6 +6,7 @@ counts. The trainer calls once for a stretch of steps, and bounds none.
 """
 
 import socket
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,13 +72,14 @@ def measured_links(parameters: int, count: int = 300) -> tuple[float, float]:
         inbox, seconds = Inbox([link]), []
         for size in (1, parameters):
             vector = np.zeros(size, np.float32)
-            answer = echo.call("serve", size, count)
-            began = time.perf_counter()
+            answer, turns = echo.call("serve", size, count), list[float]()
             for _ in range(count):
+                began = time.perf_counter()
                 link.send(raw(vector))
                 link.due = vector.nbytes
                 inbox.fill({link: iter([raw(vector)])})
-            seconds.append((time.perf_counter() - began) / count / 2)
+                turns.append(time.perf_counter() - began)
+            seconds.append(statistics.median(turns) / 2)
             processes.get([answer])
     processes.close()
     hop_s, vector_s = seconds
