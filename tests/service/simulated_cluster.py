@@ -116,7 +116,8 @@ class SimulatedCluster:
         self.world, self.controller = world, controller
 
     def capacity(self) -> Capacity:
-        held = sum(trainer.workers for trainer in self.world.trainers if trainer.alive)
+        # Who has an outcome has let its workers go, whether or not somebody has asked for it yet.
+        held = sum(trainer.workers for trainer in self.world.trainers if trainer.alive and trainer.outcome is None)
         return Capacity(2, SLOTS, max(0, SLOTS - held))
 
     def warm(self, trainers: int, workers: int) -> None:
