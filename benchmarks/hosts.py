@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from benchmarks.links import Cable
+from benchmarks.cables import Cable
 
 CLONE_NEWNET = 0x40000000
 TUN, TUNSETIFF, IFF_TUN, IFF_NO_PI = "/dev/net/tun", 0x400454CA, 0x1, 0x1000
@@ -118,7 +118,7 @@ class Hosts:
         self._ask(f"heal {host.number}")
 
     def counts(self) -> dict[str, int]:
-        """Packets by their fate so far, and `bytes` that have arrived (`links.Network.counts`)."""
+        """Packets by their fate so far, and `bytes` that have arrived (`cables.Network.counts`)."""
         found: dict[str, int] = json.loads(self._ask("counts"))
         return found
 

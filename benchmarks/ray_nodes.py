@@ -103,6 +103,12 @@ class RayNodes:
         node.process.wait(20)
         self.nodes[node.number] = self._start(node.number)
 
+    def restart_ended(self) -> None:
+        """Start those again that have ended by themselves, as a container engine or systemd would."""
+        for node in list(self.nodes):
+            if node.process.poll() is not None:
+                self.restart(node)
+
     def _start(self, number: int) -> RayNode:
         home = self._folder / f"home{number}"
         home.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The process between hosts in network namespaces: moves packets from device to device as `links` says.
+"""The process between hosts in network namespaces: moves packets from device to device as `cables` says.
 
     python -m benchmarks.switch SETTINGS
 
@@ -14,7 +14,7 @@ import sys
 import time
 from contextlib import suppress
 
-from benchmarks.links import Cable, Network, target_of
+from benchmarks.cables import Cable, Network, target_of
 
 MOST_BYTES = 65_535  # of a packet
 AT_ONCE = 32  # packets of one host: then it is time to look whether others have arrived

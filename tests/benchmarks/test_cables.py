@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from benchmarks.links import Cable, Network, target_of
+from benchmarks.cables import Cable, Network, target_of
 
 SLOW = Cable(bytes_s=1000.0, delay_s=0.5, buffer_s=10.0)
 
