@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.cables import Cable
 from benchmarks.contenders import Case
 from benchmarks.hosts import Hosts, why_none
-from benchmarks.node_model import MODES, Parts, examples_per_second, measured_calls
+from benchmarks.node_model import MODES, Parts, examples_per_second, measured_links
 from benchmarks.nodes import LAYOUT, SUM_BYTES_S
 from benchmarks.race import Options, race
 from benchmarks.ray_nodes import RayNodes
@@ -33,7 +33,7 @@ SLOTS = (2, 2, 2)
 CABLE = Cable(bytes_s=200e6 / 8, delay_s=0.002, loss=0.001)
 SIZES, ROWS_A_HOST, TABLE_ROWS = (784, 256, 128, 10), 64, 4_000
 MEASURED_S, PATIENCE_S = 30.0, 240.0
-LEAST, CALLS = 0.5, 50  # of what the model says
+LEAST = 0.5  # of what the model says
 DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     "sync": {"mode": "sync"},
     "local, 16 steps": {"mode": "local", "local_steps": 16},
@@ -46,11 +46,20 @@ def run(_results: Path, options: Options) -> list[Row]:
     if (why := why_none()) is not None:
         return [Row("over hosts", f"{case} ({why})", 0.0, None, "examples/s", None, LEAST)]
     (alone,) = race([("ours", Case(SIZES, ROWS_A_HOST))], options)
-    with _cluster() as (nodes, client, hosts):
+    parts = Parts(
+        ROWS_A_HOST / alone.rate,
+        ROWS_A_HOST,
+        *measured_links(LAYOUT.size),
+        SUM_BYTES_S,
+        LAYOUT.size,
+        len(LAYOUT.blocks),
+        CABLE.bytes_s,
+        CABLE.delay_s,
+    )
+    print(parts, flush=True)
+    with _cluster() as (client, hosts):
         rates = {name: _rate(client, how) for name, how in DISTRIBUTIONS.items()}
         print(f"packets: {hosts.counts()}", flush=True)
-        parts = _parts(ROWS_A_HOST / alone.rate, *measured_calls(nodes.address, LAYOUT.size, CALLS))
-    print(parts, flush=True)
     rows = []
     for name, rate in rates.items():
         predicted = examples_per_second(parts, len(SLOTS), name)
@@ -59,7 +68,7 @@ def run(_results: Path, options: Options) -> list[Row]:
 
 
 @contextmanager
-def _cluster() -> Iterator[tuple[RayNodes, FallLine, Hosts]]:
+def _cluster() -> Iterator[tuple[FallLine, Hosts]]:
     """A service on the first of the hosts, with all their worker slots and a table."""
     token = new_token()
     ours = {name: value for name, value in ray_environment({}, token).items() if name.startswith("RAY_")}
@@ -77,7 +86,7 @@ def _cluster() -> Iterator[tuple[RayNodes, FallLine, Hosts]]:
             images = draw.integers(0, 256, (TABLE_ROWS, SIZES[0]), np.uint8)
             write_csv(images, draw.integers(0, SIZES[-1], TABLE_ROWS), table := Path(folder) / "table.csv")
             client.datasets.upload(table, name="table")
-            yield nodes, client, hosts
+            yield client, hosts
 
 
 def _rate(client: FallLine, distribution: dict[str, Any]) -> float:
@@ -114,20 +123,3 @@ def _at(client: FallLine, job_id: str, step: int, when: float) -> tuple[float, i
         if told == before:
             time.sleep(0.05)
     return time.monotonic(), told
-
-
-def _parts(gradient_s: float, call_s: float, hop_s: float, object_s: float) -> Parts:
-    """As the model wants them: without what the cables themselves take."""
-    wire_s = LAYOUT.size * 4 / CABLE.bytes_s
-    return Parts(
-        gradient_s,
-        ROWS_A_HOST,
-        call_s,
-        max(hop_s - CABLE.delay_s, 0.0),
-        max(object_s - CABLE.delay_s - wire_s, 0.0),
-        SUM_BYTES_S,
-        LAYOUT.size,
-        len(LAYOUT.blocks),
-        CABLE.bytes_s,
-        CABLE.delay_s,
-    )

@@ -19,7 +19,7 @@ from benchmarks.ray_nodes import RayNode, RayNodes
 from service.embedded import own_environment
 
 from .clusters import TOKEN, homes, in_one_process, service_on, workers
-from .conftest import Watched
+from .conftest import THOROUGH, Watched
 from .kills import PATIENCE_S, summary
 from .picture import JobPicture
 
@@ -113,6 +113,7 @@ def test_killed_nodes_and_workers_cost_no_bit_and_no_step(
         log.info("%s", summary(f"a killed {what}: the next step", found))
 
 
+@THOROUGH
 def test_the_head_is_killed_and_started_again(
     running: Watched, nodes: RayNodes, spec: dict[str, Any], undisturbed: JobPicture
 ) -> None:
