@@ -103,18 +103,18 @@ def power_off(hosts: Hosts, nodes: RayNodes) -> None:
     nodes.nodes[LOST].process.wait(20)
 
 
+@pytest.mark.parametrize("fault", [cut_off, pytest.param(power_off, marks=THOROUGH)])
 @pytest.mark.parametrize(
-    ("nodes", "spec", "fault"),
+    ("nodes", "spec"),
     [
-        pytest.param(NOTICED, "sync", cut_off, id="sync, cut off"),
-        pytest.param(NOTICED, "sync", power_off, id="sync, without power", marks=THOROUGH),
-        pytest.param(NOTICED, "local", cut_off, id="local, cut off", marks=THOROUGH),
-        pytest.param(NOTICED, "blocks on one host", cut_off, id="without blocks, cut off", marks=THOROUGH),
-        pytest.param(NOTICED, "blocks on one host", power_off, id="without blocks or power", marks=THOROUGH),
-        pytest.param(UNNOTICED, "sync", cut_off, id="sync, unnoticed by Ray", marks=THOROUGH),
-        pytest.param(UNNOTICED, "blocks on one host", cut_off, id="without blocks, unnoticed by Ray", marks=THOROUGH),
+        pytest.param(NOTICED, "sync", id="sync"),
+        pytest.param(NOTICED, "local", id="local", marks=THOROUGH),
+        pytest.param(NOTICED, "blocks on one host", id="without blocks", marks=THOROUGH),
+        pytest.param(UNNOTICED, "sync", id="sync, unnoticed by Ray", marks=THOROUGH),
+        pytest.param(UNNOTICED, "blocks on one host", id="without blocks, unnoticed by Ray", marks=THOROUGH),
     ],
-    indirect=["nodes", "spec"],
+    indirect=True,
+    scope="module",
 )
 def test_a_host_is_lost_for_20_s_and_comes_back(
     running: Watched, hosts: Hosts, nodes: RayNodes, spec: Job, undisturbed: JobPicture, fault: Fault
