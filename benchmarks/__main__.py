@@ -2,8 +2,8 @@
 
 Usage: python -m benchmarks [SECTION ...] [--mnist FOLDER] [--rounds N] [--seconds S] [--clock wall|process]
 
-Sections: engine, distribution, peers, time, queue, mnist, local, nodes; all of them, unless some are named. accuracy, a
-table of its own, runs only when it is named.
+Sections: engine, distribution, peers, time, queue, mnist, local, nodes, hosts; all of them, unless some are named.
+accuracy, a table of its own, runs only when it is named.
 """
 
 import argparse
@@ -25,6 +25,7 @@ SECTIONS = {
     "mnist": "mnist",
     "local": "local_rounds",
     "nodes": "nodes",
+    "hosts": "over_hosts",
 }
 # Modules with a `main` that prints a table of its own.
 TABLES = ("accuracy",)

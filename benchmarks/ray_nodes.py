@@ -2,7 +2,8 @@
 
 Each node is what `ray start` makes of a machine: a raylet with an object store, worker slots, a temporary folder and
 an address of its own (127.0.0.2, 127.0.0.3, ...: all of them loopback on Linux), and a home that no other node reads.
-Every process runs under a launcher and is gone at the end, however that came.
+With `hosts` each is on a network of its own, with cables between them (benchmarks.hosts). Every process runs under a
+launcher and is gone at the end, however that came.
 """
 
 import json
@@ -12,10 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from benchmarks.hosts import Host
 from service import launcher
 from service.child import Child
 from service.embedded import Command, ray_environment
@@ -34,8 +37,8 @@ HEALTH_CHECKS = {
 class RayNode:
     """One node: `number` 0 is the head."""
 
-    def __init__(self, number: int, home: Path, process: Child) -> None:
-        self.number, self.address, self.home, self.process = number, _ip(number), home, process
+    def __init__(self, number: int, address: str, home: Path, process: Child) -> None:
+        self.number, self.address, self.home, self.process = number, address, home, process
 
     @property
     def raylet(self) -> int | None:
@@ -59,14 +62,21 @@ class RayNodes:
     """A head and `len(slots) - 1` further nodes, each with so many worker slots. A context manager."""
 
     def __init__(
-        self, slots: Sequence[int], environ: Mapping[str, str], token: str, folder: Path, **settings: str
+        self,
+        slots: Sequence[int],
+        environ: Mapping[str, str],
+        token: str,
+        folder: Path,
+        hosts: Sequence[Host] = (),
+        **settings: str,
     ) -> None:
-        """`folder`: below it lie the nodes' homes and logs. `settings`: further variables, of Ray."""
+        """`folder`: below it lie the nodes' homes and logs. `settings`: further variables, of Ray. `hosts`: one a node,
+        where there are any; whoever enters the block is on the first one then."""
         environment = ray_environment(environ, token) | HEALTH_CHECKS | settings
         # It is what keeps Ray to 127.0.0.1, and to one node: here every address that is given is loopback.
         del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
-        self._slots, self._environment, self._folder = slots, environment, folder
-        self.address = f"{_ip(0)}:{free_port(_ip(0))}"
+        self._slots, self._environment, self._folder, self._hosts = slots, environment, folder, hosts
+        self.address = f"{self._ip(0)}:{free_port(self._ip(0))}"
         self.nodes: list[RayNode] = []
 
     def __enter__(self) -> Self:
@@ -88,17 +98,23 @@ class RayNodes:
         self._end()
 
     def restart(self, node: RayNode) -> None:
-        """Start a node that was killed again, on the home that it has left."""
+        """Start a node that was killed again, on the home that it has left; the head at its old address."""
         node.process.kill()
         node.process.wait(20)
         self.nodes[node.number] = self._start(node.number)
+
+    def restart_ended(self) -> None:
+        """Start those again that have ended by themselves, as a container engine or systemd would."""
+        for node in list(self.nodes):
+            if node.process.poll() is not None:
+                self.restart(node)
 
     def _start(self, number: int) -> RayNode:
         home = self._folder / f"home{number}"
         home.mkdir(exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix="fallline-", dir="/tmp"))
         options = {
-            "node-ip-address": _ip(number),
+            "node-ip-address": self._ip(number),
             "num-cpus": self._slots[number],
             "dashboard-agent-listen-port": 0,
             "min-worker-port": 0,
@@ -118,17 +134,18 @@ class RayNodes:
         arguments += [f"--{name}={value}" for name, value in options.items()]
         environment = self._environment | {"FALLLINE_HOME": str(home)}
         command = Command(arguments, environment, temporary, remove=temporary)
-        return RayNode(number, home, Child(command, self._folder / f"node{number}.log", 0.0))
+        with self._hosts[number].entered() if self._hosts else nullcontext():
+            process = Child(command, self._folder / f"node{number}.log", 0.0)
+        return RayNode(number, self._ip(number), home, process)
+
+    def _ip(self, number: int) -> str:
+        return self._hosts[number].address if self._hosts else f"127.0.0.{number + 2}"
 
     def _end(self) -> None:
         for node in reversed(self.nodes):
             node.process.kill()
         for node in self.nodes:
             node.process.wait(20)  # nothing of it is left then
-
-
-def _ip(number: int) -> str:
-    return f"127.0.0.{number + 2}"
 
 
 def _wait(condition: Callable[[], object]) -> None:

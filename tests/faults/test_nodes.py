@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,11 @@ import pytest
 
 from benchmarks.ray_nodes import RayNode, RayNodes
 from service.embedded import own_environment
-from service.local_service import LocalService
-from service.planning import training_plan
-from service.settings import Settings
-from service.store import Store
-from worker.exchange import InProcessExchange
-from worker.recorder import Recorder
-from worker.trainer import Trainer
 
-from .conftest import LEASE_SECONDS, Watched
+from .clusters import TOKEN, homes, in_one_process, service_on, workers
+from .conftest import THOROUGH, Watched
 from .kills import PATIENCE_S, summary
-from .picture import Family, JobPicture
+from .picture import JobPicture
 
 pytestmark = pytest.mark.system
 log = logging.getLogger(__name__)
@@ -37,7 +30,6 @@ SLOTS = (2, 2, 2, 2)
 SEED = int(os.environ.get("FALLLINE_FAULTS_SEED", "0"))
 ALL, QUICK = (50, 10), (4, 1)  # kills, jobs
 DELAY_S = 4.0  # a kill comes at a moment drawn evenly from so long after the last one was got over
-TOKEN = "RAY_AUTH_TOKEN"
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +41,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
 
 @pytest.fixture(scope="module")
 def running(nodes: RayNodes, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """The service, on the head's machine and home; it reads the cluster's token from a file."""
-    token = tmp_path_factory.mktemp("secret") / "token"
-    token.write_text(os.environ[TOKEN])
-    environ = {
-        "FALLLINE_RAY_ADDRESS": nodes.address,
-        "FALLLINE_PLACEMENT": "spread",
-        "FALLLINE_WORKER_SLOTS": str(sum(SLOTS)),
-        "FALLLINE_LEASE_SECONDS": str(LEASE_SECONDS),
-        "RAY_AUTH_TOKEN_PATH": str(token),
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(TOKEN)
-        local = LocalService(nodes.nodes[0].home, environ)
-    with local:
-        local.wait_until_ready()
-        watched = Watched(local)
-        watched.worker_slots = sum(SLOTS)
-        watched.family = Family(os.getpid())  # the cluster's processes are none of the service's
-        watched.client.datasets.upload(table, name="points")
+    with service_on(nodes, sum(SLOTS), table, tmp_path_factory.mktemp("secret")) as watched:
         yield watched
-        watched.client.close()
 
 
 @pytest.fixture(scope="module")
@@ -94,33 +67,12 @@ def undisturbed(running: Watched, spec: dict[str, Any]) -> JobPicture:
     """What every job of `spec` must come to; on four nodes it comes to what one process does."""
     job_id = running.submit(spec)
     running.job(job_id, lambda job: running.step(job) > 0, PATIENCE_S)
-    assert len({home_of(pid) for pid in workers(running)}) == len(SLOTS)
+    assert len(homes(running)) == len(SLOTS)
     running.job(job_id, running.ended, PATIENCE_S)
     found: JobPicture = running.check(job_id).jobs[job_id]
     assert found.job["status"] == "succeeded", found.job["error"]
     assert found.job["result"]["weights_sha256"] == in_one_process(running, job_id)
     return found
-
-
-def in_one_process(running: Watched, job_id: str) -> str:
-    """The hash that the job's plan leads to without any cluster."""
-    settings = Settings.from_environment({"FALLLINE_HOME": str(running.local.home)})
-    store = Store(settings.database_url)
-    job = store.get_job(job_id)
-    plan = training_plan(job, store.get_dataset(job.dataset_id), settings)
-    store.close()
-    return Trainer(replace(plan, checkpoint_folder=None), Recorder(1), InProcessExchange).run().weights_sha256
-
-
-def workers(running: Watched) -> list[int]:
-    """The pids of all workers."""
-    return sorted(pid for pid, name in running.family.look().items() if "GradientWorker" in name)
-
-
-def home_of(pid: int) -> str:
-    """Of the process's node."""
-    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return next(pair for pair in pairs if pair.startswith("FALLLINE_HOME="))
 
 
 def kill_one(running: Watched, nodes: RayNodes, draw: random.Random) -> RayNode | None:
@@ -159,3 +111,25 @@ def test_killed_nodes_and_workers_cost_no_bit_and_no_step(
         assert job["status"] == "succeeded", f"seed {seed}: {job['error']}"
     for what, found in seconds.items():
         log.info("%s", summary(f"a killed {what}: the next step", found))
+
+
+@THOROUGH
+def test_the_head_is_killed_and_started_again(
+    running: Watched, nodes: RayNodes, spec: dict[str, Any], undisturbed: JobPicture
+) -> None:
+    """With it go the job's trainer and all that Ray knows: no node of before belongs to the new head's cluster."""
+    job_id = running.submit(spec)
+    running.job(job_id, lambda job: running.step(job) > 20, PATIENCE_S)
+    head = nodes.nodes[0]
+    with running.work_goes_on(job_id, "the head is killed and started again"):
+        head.process.kill()
+        head.process.wait(PATIENCE_S)
+        running.wait_for(lambda: "ray" in running.client.health().get("missing", ()), PATIENCE_S, "/readyz names Ray")
+        nodes.restart(head)
+        until = time.monotonic() + PATIENCE_S
+        while not running.resumed_at(job_id):
+            assert time.monotonic() < until, "the job does not go on"
+            nodes.restart_ended()
+            time.sleep(0.1)  # polls a condition
+    assert any("trainer" in message for message in running.messages(job_id, "fault"))
+    running.succeeded(job_id, undisturbed)
