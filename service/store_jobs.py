@@ -150,7 +150,7 @@ def change(
         if after == before:
             return job, effects
         further = values or {} if after.trained and not before.trained else {}
-        changed = connection.execute(update(jobs).where(*_is(before)).values(**_columns(before, after), **further))
+        changed = connection.execute(update(jobs).where(*_is(before)).values({**_columns(before, after), **further}))
         if changed.rowcount == 1:
             add_events(connection, job_id, [effect.event for effect in effects if isinstance(effect, Tell)])
             return get_job(connection, job_id), effects

@@ -210,6 +210,16 @@ def test_a_job_cannot_go_where_no_pair_leads(store: Store, fill: Fill) -> None:
     assert store.get_job(job.id) == job
 
 
+def test_a_job_that_was_to_pause_for_the_disk_may_end_first(store: Store, fill: Fill) -> None:
+    fill.job()
+    job = claimed(store)
+    store.apply(job.id, TrainerRuns(time.time(), job.lease_epoch, f"{WAITING} at /data"))
+    assert store.get_job(job.id).status_reason == f"{WAITING} at /data"
+    store.set_result(job.id, job.lease_epoch, {"steps": 9}, SHA, {"signature": SIGNATURE})
+    ended = store.get_job(job.id)
+    assert (ended.result, ended.waits_for_disk, ended.status_reason) == ({"steps": 9}, None, None)
+
+
 def test_a_result_is_written_once(store: Store, fill: Fill) -> None:
     fill.job()
     job = claimed(store)
