@@ -1,5 +1,6 @@
 """Step plans over the small tables, as a trainer would make them, and an ObjectExchange's processes in memory."""
 
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -199,6 +200,17 @@ class Elsewhere(GradientWorker):
         return replace(super().attach(plan), machine="another")
 
 
+def on_node(kind: type, number: int, nodes: int) -> type:
+    """Of a process that sees one of so many machines, as where somebody has made several nodes of this one."""
+
+    class OnNode(kind):
+        def __init__(self) -> None:
+            os.environ["RAY_RAYLET_PID"] = f"node {number % nodes}"
+            super().__init__()
+
+    return OnNode if nodes else kind
+
+
 class SocketBench:
     """A socket exchange over processes of this machine, with all that tests look at or break."""
 
@@ -208,16 +220,18 @@ class SocketBench:
         workers: int,
         shares: int,
         apart: int = 0,
+        nodes: int = 0,
         transport: Processes | None = None,
         worker: type = GradientWorker,
         aggregator: type = ParameterAggregator,
         seed: int = SEED,
     ) -> None:
-        """`apart`: how many of the workers are as if they were on another machine."""
+        """`apart`: how many of the workers are as if they were on another machine; `nodes`: to how many machines all
+        processes are dealt."""
         self.transport, self.events = transport or Processes(), list[TrainerEvent]()
         kinds = [Elsewhere] * apart + [worker] * (workers - apart)
-        self.workers = [self.transport.recruit(kind) for kind in kinds]
-        self.aggregators = [self.transport.recruit(aggregator) for _ in range(shares)]
+        self.workers = [self.transport.recruit(on_node(kind, k, nodes)) for k, kind in enumerate(kinds)]
+        self.aggregators = [self.transport.recruit(on_node(aggregator, k, nodes)) for k in range(shares)]
         self.crew = Crew(plan, self.workers, self.transport, self.events.append)
         self.crew.admit(wait=True)
         self.exchange = SocketExchange(plan, seed, self.crew, self.aggregators, self.transport)

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from worker.errors import Diverged, LinkBroken, RemoteLost
 from worker.exchange import InProcessExchange
 from worker.gradient_seat import Memory, _Aggregator
 from worker.gradient_worker import GradientWorker
+from worker.links import tune
 from worker.plan import Reduced, ShardReport, StepPlan, StepReport
 from worker.socket_exchange import STRETCH
 from worker.wiring import Place
@@ -47,13 +49,14 @@ def undisturbed(plan: StepPlan, steps: int = STEPS) -> tuple[str, list[StepRepor
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
-    ("workers", "shares", "apart"), [(1, 1, 0), (1, 2, 1), (2, 2, 0), (2, 2, 1), (3, 3, 3), (5, 11, 2)]
+    ("workers", "shares", "apart", "nodes"),
+    [(1, 1, 0, 0), (1, 2, 1, 0), (2, 2, 0, 0), (2, 2, 1, 0), (3, 3, 3, 0), (5, 11, 2, 0), (3, 2, 0, 2)],
 )
 def test_the_bits_and_the_reports_are_those_of_one_process(
-    socket_bench: Any, plan: StepPlan, optimizer: str, workers: int, shares: int, apart: int
+    socket_bench: Any, plan: StepPlan, optimizer: str, workers: int, shares: int, apart: int, nodes: int
 ) -> None:
     plan = replace(plan, optimizer=OPTIMIZERS[optimizer], network=replace(plan.network, dropout=0.2))
-    exchange = socket_bench(plan, workers, shares, apart).exchange
+    exchange = socket_bench(plan, workers, shares, apart, nodes).exchange
     reports = [report for count in (1, 0, STEPS - 1) for report in exchange.run_steps(count)]
     assert (weights_sha256(exchange.parameters()), reports) == undisturbed(plan)
     with closing(InProcessExchange(plan, SEED)) as oracle:
@@ -221,6 +224,23 @@ def test_an_error_of_a_worker_is_no_loss(socket_bench: Any, plan: StepPlan) -> N
     with pytest.raises(MemoryError, match="no more"):
         place.exchange.run_steps(10)
     assert place.events == []
+
+
+def test_workers_with_more_headers_than_buffers_hold_do_not_stand_still(
+    socket_bench: Any, make_step_plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes: each worker sends vectors to one aggregator and headers alone to the other, 120 times a step."""
+
+    def tune_small(connection: socket.socket) -> None:
+        tune(connection)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, option, 2048)
+
+    monkeypatch.setattr("worker.greeting.tune", tune_small)  # of the processes that are forked from now on
+    plan = make_step_plan(shards=240, batch_size=240)[0]
+    place = socket_bench(plan, 2, 2, nodes=2)
+    reports = place.exchange.run_steps(2)
+    assert (weights_sha256(place.exchange.parameters()), reports) == undisturbed(plan, 2)
 
 
 def called(processes: Sequence[Any]) -> list[str]:
