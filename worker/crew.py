@@ -248,3 +248,24 @@ class Crew:
             self._lost_at.popleft()
         if len(self._lost_at) > FAILURES_ALLOWED:
             raise TooManyFailures(len(self._lost_at), FAILURE_WINDOW_S) from error
+
+
+class OverCrew:
+    """What an exchange over a crew says of it, and passes on to it (`worker.exchange.Exchange`)."""
+
+    _crew: Crew
+
+    @property
+    def workers(self) -> int:
+        return len(self._crew.members)
+
+    @property
+    def failures(self) -> int:
+        return self._crew.failures
+
+    @property
+    def numerics(self) -> str:
+        return self._crew.numerics
+
+    def scale(self, workers: int) -> None:
+        self._crew.scale(workers)

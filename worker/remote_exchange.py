@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.crew import Crew, Reference, Remote, Transport
+from worker.crew import Crew, OverCrew, Reference, Remote, Transport
 from worker.errors import RemoteLost
 from worker.exchange import merge
 from worker.plan import StepPlan, StepReport
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 SILENCE_S = 10.0
 
 
-class RemoteExchange(ABC):
+class RemoteExchange(OverCrew, ABC):
     """Steps over the members of `crew`. Raises RemoteLost from any method when an aggregator is lost."""
 
     def __init__(
@@ -38,21 +38,6 @@ class RemoteExchange(ABC):
         begun = [each.call("begin", plan, seed, k, count) for k, each in enumerate(self._aggregators)]
         self._sizes = [part.size for part in transport.get(begun)]
         self._committed = 0
-
-    @property
-    def workers(self) -> int:
-        return len(self._crew.members)
-
-    @property
-    def failures(self) -> int:
-        return self._crew.failures
-
-    @property
-    def numerics(self) -> str:
-        return self._crew.numerics
-
-    def scale(self, workers: int) -> None:
-        self._crew.scale(workers)
 
     @abstractmethod
     def run_steps(self, count: int) -> list[StepReport]:

@@ -20,7 +20,7 @@ from core.metrics import zero_sums
 from core.network import initial_parameters, network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from worker.claims import MOST_SHARDS, Claims
-from worker.crew import Crew, Reference, Transport
+from worker.crew import Crew, OverCrew, Reference, Transport
 from worker.diagnosis import Observer
 from worker.errors import RemoteLost, ShardMissing
 from worker.exchange import merge
@@ -42,7 +42,7 @@ class _Lost(Exception):
     """A worker's process has ended, or its seat was left with an error that is not the job's."""
 
 
-class SharedMemoryExchange:
+class SharedMemoryExchange(OverCrew):
     """Steps over workers that are processes of this machine. They come from `transport`; so do new ones."""
 
     def __init__(
@@ -71,21 +71,6 @@ class SharedMemoryExchange:
         self._processes = Pidfds()
         self._observer: Observer | None = None  # made at the first look
         self._sit()
-
-    @property
-    def workers(self) -> int:
-        return len(self._crew.members)
-
-    @property
-    def failures(self) -> int:
-        return self._crew.failures
-
-    @property
-    def numerics(self) -> str:
-        return self._crew.numerics
-
-    def scale(self, workers: int) -> None:
-        self._crew.scale(workers)
 
     def run_steps(self, count: int) -> list[StepReport]:
         self._change_members()
