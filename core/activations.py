@@ -83,7 +83,7 @@ class ReLU(Activation):
     def to_x(
         self, message: Array, signal: Array, z: Array, x: Array, zeros: Array, active: Array, slope: Array
     ) -> None:
-        np.greater(z, zeros, out=active)
+        np.greater(z, 0.0, out=active)
         np.copyto(slope, active)  # a product of floats and bools would convert through a buffer of its own
         np.multiply(signal, slope, out=message)
 
@@ -109,7 +109,7 @@ class LeakyReLU(Activation):
     def to_x(
         self, message: Array, signal: Array, z: Array, x: Array, zeros: Array, active: Array, slope: Array
     ) -> None:
-        np.greater(z, zeros, out=active)
+        np.greater(z, 0.0, out=active)
         np.copyto(slope, active)
         np.multiply(slope, 1.0 - self.negative_slope, out=slope)
         np.add(slope, self.negative_slope, out=slope)
@@ -143,7 +143,7 @@ class ELU(Activation):
         np.minimum(z, zeros, out=slope)
         np.add(slope, self.alpha, out=slope)
         if self.alpha != 1.0:
-            np.greater(z, zeros, out=active)
+            np.greater(z, 0.0, out=active)
             np.copyto(slope, 1.0, where=active)
         np.multiply(signal, slope, out=message)
 
@@ -227,7 +227,7 @@ class GELU(Activation):
     ) -> None:
         np.absolute(x, out=distance)
         normal_tail(tail, density, distance, slope)
-        np.greater(x, zeros, out=active)
+        np.greater(x, 0.0, out=active)
         np.multiply(density, 1.0 / math.sqrt(2.0 * math.pi), out=density)
         np.multiply(density, distance, out=density)
         np.multiply(tail, distance, out=distance)
