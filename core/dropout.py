@@ -43,6 +43,8 @@ class Dropout(Operation):
 class Mask:
     """The mask of one layer, (rows, units) of the plan's dtype, drawn anew into the same memory."""
 
+    neutral = 1.0  # what predictions multiply by
+
     def __init__(self, storage: Storage, units: int, rate: float, layer: int) -> None:
         self.array = storage.buffer((ROWS, units))
         self._rate, self._layer, size = rate, layer, self.array.size

@@ -15,6 +15,7 @@ from .layer_spec import LayerSpec, NodeSpec
 from .metrics import metric_sums, zero_sums
 from .network_graph import initial_parameters, network_graph, parameter_count, parameter_layout, summary
 from .network_spec import NetworkSpec, blocks
+from .noise import Noise
 from .parameters import RecentViews
 from .plan import Plan
 from .storage import Array, Storage
@@ -42,7 +43,7 @@ class _Planned:
 
     plan: Plan
     ones: Array  # (rows,), the weights of rows without weights
-    masks: dict[str, tuple[Mask, Array]] = field(default_factory=dict)  # by input; with it the mask that drops nothing
+    drawn: dict[str, tuple[Mask | Noise, Array]] = field(default_factory=dict)  # by input; with what changes nothing
 
 
 class Network:
@@ -81,9 +82,9 @@ class Network:
         `parameters` (P,) may be read-only. `features` (n, inputs), 0 <= n <= rows. `targets`: int32 (n,) class numbers
         within [0, outputs), which is not checked, or values (n, outputs). `weights` (n,), None meaning ones. All but
         class numbers are of the network's dtype, else GraphError is raised. `draw` (seed, step, shard) decides which
-        units dropout silences; None: none. Sums, not means: the sum over the parts of a minibatch is that of the whole.
-        `scale` costs nothing here, and a pass over all of `gradient` afterwards. What is not finite passes through
-        without a warning: check the results.
+        units dropout silences and what noise is added; None: none. Sums, not means: the sum over the parts of a
+        minibatch is that of the whole. `scale` costs nothing here, and a pass over all of `gradient` afterwards.
+        What is not finite passes through without a warning: check the results.
         """
         if len(features) == 0:
             gradient.fill(0)
@@ -109,7 +110,7 @@ class Network:
         for part in self._parts(len(features)):
             planned = self._plan(part.stop - part.start)
             plan = planned.plan
-            _bind_masks(planned, None)
+            _bind_drawn(planned, None)
             plan.bind_parameters(views)
             plan.inputs["features"].bind(features[part])
             result[part] = plan.forward(self._predictions)
@@ -149,36 +150,37 @@ class Network:
         plan.inputs["features"].bind(features)
         plan.inputs["targets"].bind(targets)
         plan.inputs["weights"].bind(planned.ones if weights is None else weights)
-        if planned.masks:
-            _bind_masks(planned, draw)
+        if planned.drawn:
+            _bind_drawn(planned, draw)
         return plan
 
     def _plan(self, rows: int) -> _Planned:
         if rows not in self._plans:
             if rows > self.rows:
                 raise GraphError(f"{rows} rows are more than the {self.rows} planned for", ("features",))
-            storage, silent = self._storage, [(n, b) for n, b in enumerate(blocks(self.spec)) if b.dropout]
-            planned = _Planned(
-                Plan(self.graph, rows, storage, ("outputs", self._predictions), "loss"),
-                storage.constant(1.0, (rows,)),
-                {
-                    f"{block.name}.mask": (
-                        Mask(storage, block.units, block.dropout, number),
-                        storage.constant(1.0, (rows, block.units)),
-                    )
-                    for number, block in silent
-                },
-            )
+            plan = Plan(self.graph, rows, self._storage, ("outputs", self._predictions), "loss")
+            drawn = {
+                name: (each, self._storage.constant(each.neutral, each.array.shape)) for name, each in self._drawn()
+            }
+            planned = _Planned(plan, self._storage.constant(1.0, (rows,)), drawn)
             self._plans[rows] = planned
             if len(self._plans) > _PLANS_KEPT:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(rows)
         return self._plans[rows]
 
+    def _drawn(self) -> Iterator[tuple[str, Mask | Noise]]:
+        """The inputs that are drawn, of the plan that was begun last."""
+        if self.spec.input_noise:
+            yield "features.noise", Noise(self._storage, self.spec.inputs, self.spec.input_noise)
+        for number, block in enumerate(blocks(self.spec)):
+            if block.dropout:
+                yield f"{block.name}.mask", Mask(self._storage, block.units, block.dropout, number)
 
-def _bind_masks(planned: _Planned, draw: Draw | None) -> None:
-    """Draw the masks of dropout, or bind those that drop nothing."""
-    for name, (mask, ones) in planned.masks.items():
+
+def _bind_drawn(planned: _Planned, draw: Draw | None) -> None:
+    """Draw masks and noise, or bind those that change nothing."""
+    for name, (each, neutral) in planned.drawn.items():
         if draw is not None:
-            mask.draw(draw)
-        planned.plan.inputs[name].bind(ones if draw is None else mask.array)
+            each.draw(draw)
+        planned.plan.inputs[name].bind(neutral if draw is None else each.array)

@@ -51,6 +51,8 @@ def network_graph(spec: NetworkSpec) -> Graph:
     normalized. In a network by `graph` layers are named as the nodes are, the last one outputs.
     """
     nodes: list[AnyNode] = [Input("features", (ROWS, spec.inputs))]
+    if spec.input_noise:
+        nodes += [Input("features.noise", (ROWS, spec.inputs))]
     for block in blocks(spec):
         nodes += _nodes(block)
     loss = spec.make_loss()

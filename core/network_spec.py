@@ -35,7 +35,10 @@ class NetworkSpec(Specification):
     The output layer, affine, is no part of them: it follows the last layer, or the one node that no other takes.
     """
 
-    optional: ClassVar[tuple[str, ...]] = ("huber_delta", "input_dropout", "dropout", "layer_norm", "layers", "graph")
+    optional: ClassVar[tuple[str, ...]] = (
+        *("huber_delta", "input_noise", "input_dropout", "dropout", "layer_norm"),
+        *("layers", "graph"),
+    )
 
     inputs: int
     outputs: int
@@ -45,6 +48,7 @@ class NetworkSpec(Specification):
     loss: str = "cross_entropy"
     dtype: str = "float32"
     huber_delta: float = 1.0  # beyond this error, in standardized units, the loss huber is linear
+    input_noise: float = 0.0  # the standard deviation of what is added to the features in training
     input_dropout: float = 0.0  # the rate at which features are silent in training
     dropout: float = 0.0  # that of the hidden layers' units
     layer_norm: bool = False  # whether hidden layers normalize their net inputs
@@ -63,6 +67,7 @@ class NetworkSpec(Specification):
         require_choice("loss", self.loss, LOSSES)
         require_choice("dtype", self.dtype, ("float32", "float64"))
         require_number("huber_delta", self.huber_delta, above=0.0)
+        require_number("input_noise", self.input_noise, least=0.0)
         require_number("input_dropout", self.input_dropout, least=0.0, below=1.0)
         require_number("dropout", self.dropout, least=0.0, below=1.0)
         require_flag("layer_norm", self.layer_norm)
@@ -75,6 +80,11 @@ class NetworkSpec(Specification):
             raise SpecificationError(field, len(getattr(self, field)), "one of hidden, layers and graph alone")
         if self.graph:
             blocks(self)  # a cycle, an unknown input, widths that do not fit
+
+    @property
+    def disturbs_features(self) -> bool:
+        """Whether training adds a layer before all others, which has no parameters."""
+        return self.input_noise > 0 or self.input_dropout > 0
 
     def make_loss(self) -> Loss:
         """The loss by its name and number."""
@@ -122,17 +132,17 @@ def blocks(spec: NetworkSpec) -> tuple[Block, ...]:
         initializer=_initializer(spec.initializer, spec.activation),
         sends=last is not None,
     )
-    return _with_features_dropped(spec, (*hidden, outputs)) if spec.input_dropout else (*hidden, outputs)
+    return _with_features_disturbed(spec, (*hidden, outputs)) if spec.disturbs_features else (*hidden, outputs)
 
 
-def _with_features_dropped(spec: NetworkSpec, layers: tuple[Block, ...]) -> tuple[Block, ...]:
-    """The same layers over features that are silent at random: a layer before them that does nothing else."""
+def _with_features_disturbed(spec: NetworkSpec, layers: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The same layers over features that are noisy, or silent at random: a layer before them that does nothing else."""
     features = Block(
         name="features.taken",
         net="features.taken",
         parameters="features",
-        operation="concatenate",
-        inputs=("features",),
+        operation="sum" if spec.input_noise else "concatenate",
+        inputs=("features", "features.noise") if spec.input_noise else ("features",),
         width=spec.inputs,
         units=spec.inputs,
         activation=None,

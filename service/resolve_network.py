@@ -64,7 +64,7 @@ def resolve_network(spec: JobSpec, data: ResolvedData, max_parameters: int) -> R
     if parameters > max_parameters:
         shown = f"{parameters:,}" if parameters < 10**18 else "more than 10^18"
         raise SpecError(f"network.{notation}", f"{shown} parameters; at most {max_parameters:,} are allowed")
-    found = blocks(network)[1 if network.input_dropout else 0 :]
+    found = blocks(network)[1 if network.disturbs_features else 0 :]
     section["initializer"] = found[-1].initializer
     if notation != "hidden":
         pairs = zip(section[notation], found[:-1], strict=True)
@@ -80,7 +80,8 @@ def network_spec(
     Raises SpecificationError. Specs stored by earlier versions lack the fields that came later.
     """
     delta = {"huber_delta": loss["delta"]} if isinstance(loss, dict) else {}
-    treatment = {name: section[name] for name in ("input_dropout", "dropout", "layer_norm") if name in section}
+    treatments = ("input_noise", "input_dropout", "dropout", "layer_norm")
+    treatment = {name: section[name] for name in treatments if name in section}
     return NetworkSpec(
         inputs=inputs,
         outputs=outputs,

@@ -49,6 +49,7 @@ class Network(Section):
 
     hidden: Annotated[list[Units], Field(max_length=MOST_LAYERS)] = Field(default=[256, 128])
     activation: Annotated[str | dict[str, Any], *kind(ACTIVATIONS, auto=True)] = AUTO
+    input_noise: Annotated[float, *number(0.0)] = 0.0
     input_dropout: Annotated[float, *number(0.0, below=1.0)] = 0.0
     dropout: Annotated[float, *number(0.0, below=1.0)] = 0.0
     layer_norm: Annotated[bool, *flag()] = False

@@ -137,6 +137,7 @@ def test_faults_of_a_graph_are_named(graph, field, words):
         ({"layers": {"units": 3}}, "layers"),
         ({"dropout": 1.0}, "dropout"),
         ({"input_dropout": -0.1}, "input_dropout"),
+        ({"input_noise": -0.1}, "input_noise"),
         ({"layer_norm": 1}, "layer_norm"),
         ({"huber_delta": 0.0}, "huber_delta"),
         ({"loss": "binary_cross_entropy"}, "outputs"),

@@ -133,7 +133,10 @@ GRAPH = [
 def test_a_graph_arrives_with_the_widths_of_the_data(store: Store, fill: Fill) -> None:
     graph = GRAPH[::-1]  # whose first layer is not the one that takes the features
     plan, _, _ = planned(
-        store, fill, features=["a", "b"], network={"graph": graph, "dropout": 0.1, "input_dropout": 0.2}
+        store,
+        fill,
+        features=["a", "b"],
+        network={"graph": graph, "dropout": 0.1, "input_noise": 0.3, "input_dropout": 0.2},
     )
     network = plan.network
     assert (network.inputs, network.outputs, network.hidden) == (5, 3, ())
@@ -142,8 +145,8 @@ def test_a_graph_arrives_with_the_widths_of_the_data(store: Store, fill: Fill) -
         ("b", ("a",), "affine", 6),
         ("a", ("features",), "affine", 6),
     ]
-    assert (network.dropout, network.input_dropout) == (0.1, 0.2)
-    meant = NetworkSpec(5, 3, activation="tanh", dropout=0.1, input_dropout=0.2, graph=tuple(graph))
+    assert (network.dropout, network.input_noise, network.input_dropout) == (0.1, 0.3, 0.2)
+    meant = NetworkSpec(5, 3, activation="tanh", dropout=0.1, input_noise=0.3, input_dropout=0.2, graph=tuple(graph))
     assert summary(network) == summary(meant)
     for width in (4, 9):  # as the trainer does, for what preparation has found
         prepared = replace(network, inputs=width, outputs=2)
@@ -213,7 +216,7 @@ def test_a_job_of_an_earlier_version_is_planned(store: Store, fill: Fill) -> Non
     plan, job, dataset = planned(store, fill, network={"hidden": [4]})
     spec = copy.deepcopy(job.spec)
     for section, names in (
-        ("network", ("input_dropout", "layer_norm")),
+        ("network", ("input_noise", "input_dropout", "layer_norm")),
         ("optimizer", ("l1", "max_norm", "reference_batch_size")),
         ("distribution", ("outer",)),
     ):

@@ -41,7 +41,8 @@ NETWORKS: list[dict[str, Any]] = [
     {"hidden": [4, 4], "activation": "elu", "input_dropout": 0.1, "dropout": 0.2, "layer_norm": True},
     {"initializer": "lecun"},
     RESIDUAL,
-    RESIDUAL | {"input_dropout": 0.3, "hidden": []},
+    RESIDUAL | {"input_noise": 0.2, "input_dropout": 0.3, "hidden": []},
+    RESIDUAL | {"input_noise": 0.2, "hidden": []},
     LAYERS,
     LAYERS | {"input_dropout": 0.3, "initializer": "glorot"},
 ]
@@ -272,6 +273,7 @@ SECTIONS = st.fixed_dictionaries(
         "layers": st.lists(LAYER, max_size=3) | ANYTHING,
         "graph": st.lists(GRAPH_NODE, max_size=4) | ANYTHING,
         "input_dropout": st.just(0.5) | ANYTHING,
+        "input_noise": st.just(0.5) | ANYTHING,
         **TREATMENT,
     },
 )

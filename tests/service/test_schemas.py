@@ -40,6 +40,7 @@ def test_dataset_and_target_suffice_and_the_rest_is_the_contracts() -> None:
         "network": {
             "hidden": [256, 128],
             "activation": "auto",
+            "input_noise": 0.0,
             "input_dropout": 0.0,
             "dropout": 0.0,
             "layer_norm": False,
@@ -139,6 +140,7 @@ WRONG: list[tuple[str, Any]] = [
     ("network.activation", ["relu"]),
     ("network.activation", {1: 2, "name": "elu"}),
     ("network.activation.name", "sine"),
+    ("network.input_noise", -0.1),
     ("network.input_dropout", 1.0),
     ("network.dropout", 1.0),
     ("network.dropout", -0.1),

@@ -245,7 +245,7 @@ def test_fewer_classes_and_further_columns_are_the_same_schema(sources: Sources)
 
 
 def test_dropout_and_initializer_may_be_others(sources: Sources) -> None:
-    network = {"dropout": 0.3, "input_dropout": 0.1, "initializer": "lecun"}
+    network = {"dropout": 0.3, "input_dropout": 0.1, "input_noise": 0.2, "initializer": "lecun"}
     job = sources.job(sources.warm({"job": sources.trained}, network=network))
     assert job.spec["network"] == sources.api.store.get_job(sources.trained).spec["network"] | network
     assert run(sources.api, job.id) is not None

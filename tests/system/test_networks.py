@@ -43,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "max_norm": {
         "target": "kind",
-        "network": {"hidden": [32], "dropout": 0.1, "input_dropout": 0.02},
+        "network": {"hidden": [32], "dropout": 0.1, "input_noise": 0.1, "input_dropout": 0.02},
         "optimizer": {"learning_rate": 0.01, "max_norm": 3.0, "l1": 1e-5, "reference_batch_size": 32},
     },
     "float64": {

@@ -89,7 +89,8 @@ def each_plan(request: pytest.FixtureRequest, plan: StepPlan) -> StepPlan:
     if request.param == "chain":
         return plan
     graph: Any = GRAPH
-    network = NetworkSpec(plan.network.inputs, plan.network.outputs, input_dropout=0.1, graph=graph)
+    found = plan.network
+    network = NetworkSpec(found.inputs, found.outputs, input_noise=0.1, input_dropout=0.1, graph=graph)
     return replace(plan, network=network)
 
 

@@ -39,6 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "activation": "tanh",
             "layer_norm": True,
             "dropout": 0.2,
+            "input_noise": 0.1,
             "input_dropout": 0.1,
             "dtype": "float64",
         },
@@ -99,6 +100,7 @@ def test_what_a_network_is_decides_its_weights(make_plan: MakePlan) -> None:
                 {"initializer": "orthogonal"},
                 {"dropout": 0.1},
                 {"input_dropout": 0.1},
+                {"input_noise": 0.1},
                 {"layer_norm": True},
                 {"hidden": (), "graph": ({"name": "a", "inputs": ("features",), "units": 8, "activation": "silu"},)},
             )
