@@ -1,7 +1,8 @@
 """Which build computes here: the weights' hash holds for equal fingerprints.
 
 NumPy and its BLAS choose kernels by the processor, and kernels round differently. The fingerprint names versions and
-kernel, and proves the bits themselves by a digest of fixed products, exponentials and sums.
+kernel, and proves the bits themselves by a digest of fixed products, sums and functions. Where machines differ, both
+libraries can be held to kernels that all of them have: docs/cluster.md, "Machines of different kinds".
 """
 
 import hashlib
@@ -11,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
+Array = NDArray[Any]
 # OpenBLAS's kernels, by name, that multiply small matrices without packing them; and up to how many multiplications
 # (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c; dgemm's has the same limit).
 _SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 _SMALL_PRODUCT = 10**6
+# The functions of core/ whose rounding IEEE 754 leaves open. NumPy has AVX-512 loops for some of them, of some dtypes,
+# AVX2 loops for others, and takes the rest from the C library.
+FUNCTIONS = ("cos", "exp", "expm1", "log", "log1p", "power", "sin", "tanh")
 
 
 def small_product(threads: int) -> int:
@@ -45,16 +51,26 @@ def _numpys_blas() -> dict[str, Any]:
 
 
 def _digest() -> str:
-    """Of values that exercise the kernels a step uses, in float32, from a formula and not from a random generator."""
-    ramp = np.arange(1, 96 * 192 + 1, dtype=np.float64)
-    a = np.sin(ramp * 0.7).astype(np.float32).reshape(96, 192)
-    b = np.cos(ramp * 1.3).astype(np.float32).reshape(192, 96)
+    """Of values that exercise the kernels a step uses, from a formula and not from a random generator."""
     digest = hashlib.sha256()
-    products, functions = (a @ b, a.T @ b.T, b[:, :10].T @ a.T), (np.exp(a), np.tanh(a), np.sqrt(a * a))
-    for values in (*products, *functions, a.sum(axis=0), a.sum(axis=1)):
-        digest.update(np.ascontiguousarray(values).tobytes())
-    digest.update(np.float32(np.dot(a.ravel(), a.ravel())).tobytes())
+    for dtype in (np.float32, np.float64):
+        a, b = _numbers(7919, dtype).reshape(96, 192), _numbers(4799, dtype).reshape(192, 96)
+        products = a @ b, a.T @ b.T, b[:, :10].T @ a.T, np.dot(a.ravel(), b.ravel())
+        for values in (*products, a.sum(axis=0), a.sum(axis=1), *(_function(name, a) for name in FUNCTIONS)):
+            digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _numbers(factor: int, dtype: type) -> Array:
+    """96 x 192 numbers from -4 to 4, by operations that round alike everywhere."""
+    return (np.arange(96 * 192) * factor % 20011 / 2500 - 4).astype(dtype)
+
+
+def _function(name: str, x: Array) -> Array:
+    """The function of x, or of x made positive where it has to be."""
+    positive = np.absolute(x) + x.dtype.type(0.001)
+    found: Array = np.power(positive, 1.7) if name == "power" else getattr(np, name)(positive if "log" in name else x)
+    return found
 
 
 def machine() -> str:

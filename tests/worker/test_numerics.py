@@ -1,13 +1,17 @@
 """The fingerprint of the build: the same for every process of it, whatever that process has done before."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from worker import numerics
+
+from ..kernels import LEVELS, another_kernel, fingerprint_with, kernel, needs_avx2
 
 SHOW = """
 import sys
@@ -16,6 +20,11 @@ from worker.numerics import fingerprint
 threadpool_limits(int(sys.argv[1]), user_api="blas")
 print(fingerprint())
 """
+# Whose results IEEE 754 settles to the last bit, or which round nothing; products are in the digest as such.
+SETTLED = set(
+    "abs absolute add divide frexp greater isfinite isinf isnan ldexp less matmul maximum minimum multiply negative "
+    "sign sqrt square subtract".split()
+)
 
 
 def shown_by_another_process(threads: int) -> str:
@@ -48,13 +57,43 @@ def test_it_is_taken_with_one_thread_and_leaves_the_process_its_own(monkeypatch:
     with threadpool_limits(2, user_api="blas"):
         numerics.fingerprint()
         assert blas_threads() == {2}
-    assert seen == [{1}]
+    assert seen == [{1}, {1}]  # of each dtype
 
 
 def test_the_digest_notices_another_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     original, known = np.exp, numerics._digest()
     monkeypatch.setattr(np, "exp", lambda values: np.nextafter(original(values), np.float32(9)))
     assert numerics._digest() != known
+
+
+def test_every_function_that_may_round_otherwise_is_in_the_digest() -> None:
+    packages = [Path(numerics.__file__).parent, Path(numerics.__file__).parents[1] / "core"]
+    text = "".join(file.read_text() for package in packages for file in package.glob("*.py") if file.stem != "numerics")
+    used = {name for name in re.findall(r"\bnp\.(\w+)", text) if isinstance(getattr(np, name, None), np.ufunc)}
+    assert used - SETTLED == set(numerics.FUNCTIONS)
+
+
+@needs_avx2
+def test_blas_is_held_to_the_kernel_that_is_pinned() -> None:
+    default, other = fingerprint_with(), another_kernel()
+    found = [fingerprint_with(OPENBLAS_CORETYPE=other) for _ in range(2)]
+    assert found[0] == found[1]
+    assert (kernel(default), kernel(found[0])) == (kernel(numerics.fingerprint()), other)
+    assert found[0].split("/")[2] != default.split("/")[2]  # not only by name
+    assert kernel(fingerprint_with(OPENBLAS_CORETYPE="Haswell")) == "Haswell"
+
+
+@needs_avx2
+@pytest.mark.parametrize("level", ["X86_V3", "X86_V4"])
+def test_numpys_own_loops_are_held_to_what_is_left_them(level: str) -> None:
+    """X86_V4 is AVX-512, whose loops round some functions of some dtypes otherwise, and those alone."""
+    if level not in LEVELS:
+        pytest.skip(f"this processor has no {level}")
+    disabled = " ".join(LEVELS[LEVELS.index(level) :])
+    default, *found = fingerprint_with(), *(fingerprint_with(NPY_DISABLE_CPU_FEATURES=disabled) for _ in range(2))
+    assert found[0] == found[1]
+    assert found[0].split("/")[:2] == default.split("/")[:2]
+    assert found[0].split("/")[2] != default.split("/")[2]
 
 
 def test_another_librarys_blas_changes_nothing() -> None:
@@ -68,6 +107,6 @@ def test_another_librarys_blas_changes_nothing() -> None:
 
 
 def test_small_products_are_one_threads_of_kernels_that_know_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernel, largest in {"SkylakeX": 10**6, "Haswell": 0}.items():
-        monkeypatch.setattr(numerics, "_numpys_blas", lambda kernel=kernel: {"architecture": kernel})
+    for name, largest in {"SkylakeX": 10**6, "Haswell": 0}.items():
+        monkeypatch.setattr(numerics, "_numpys_blas", lambda name=name: {"architecture": name})
         assert (numerics.small_product(1), numerics.small_product(2)) == (largest, 0)
