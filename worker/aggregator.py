@@ -19,6 +19,7 @@ from core.optimizers import make_optimizer
 from core.schedules import learning_rate
 from worker.aggregator_seat import AggregatorSeat
 from worker.errors import Diverged, StepRefused
+from worker.numerics import fingerprint
 from worker.plan import Reduced, ShardReport, StepPlan, StepReport
 from worker.reduction import clip_factor, culprit, evidence, is_finite, mean_block, norm, shares, span
 from worker.wiring import Place, Standing, Stretch, Wiring
@@ -37,6 +38,10 @@ class ParameterAggregator:
     def __init__(self) -> None:
         self.committed = 0  # the last step that was applied
         self._seat: AggregatorSeat | None = None
+
+    def numerics(self) -> str:
+        """Which build computes here: norms and initial weights are the kernels', too (worker.numerics)."""
+        return fingerprint()
 
     def begin(self, plan: StepPlan, seed: int, number: int = 0, of: int = 1) -> Array:
         """Take the job on, share `number` of `of`, at step 0 with the initial parameters of `seed`; returns them, (P,).

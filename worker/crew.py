@@ -166,6 +166,16 @@ class Crew:
         message = f"lost {', '.join(names)} in step {step}; its shards went to others within {cost_ms} ms"
         self._say("fault", "warning", message, {"workers": names, "step": step, "cost_ms": cost_ms})
 
+    def alike(self, aggregators: Sequence[Remote]) -> list[Remote]:
+        """Those that compute the members' bits: a norm is a product, too. RemoteLost where there is none."""
+        found = self._transport.get([each.call("numerics") for each in aggregators])
+        for other, numerics in zip(aggregators, found, strict=True):
+            if numerics != self.numerics:
+                self._tell_refused(other, numerics)
+        if self.numerics not in found:
+            raise RemoteLost(f"no aggregator computes the bits of {self.numerics}")
+        return [each for each, numerics in zip(aggregators, found, strict=True) if numerics == self.numerics]
+
     def close(self) -> None:
         """Let all of them go."""
         for each in self._joining:
@@ -222,12 +232,14 @@ class Crew:
             return
         self._transport.dismiss(worker)
         self.wanted -= 1  # whoever came in its place might be of the same kind
-        data = {"worker": worker.name, "numerics": found.numerics, "expected": self.numerics}
-        other = "is on another machine" if found.numerics == self.numerics else "computes other bits"
-        message = f"{worker.name} {other} than the rest, and takes no part"
-        self._say("fault", "warning", message, data)
+        self._tell_refused(worker, found.numerics)
 
     # Telling.
+
+    def _tell_refused(self, other: Remote, numerics: str) -> None:
+        differs = "is on another machine" if numerics == self.numerics else "computes other bits"
+        data = {"worker": other.name, "numerics": numerics, "expected": self.numerics}
+        self._say("fault", "warning", f"{other.name} {differs} than the rest, and takes no part", data)
 
     def _tell_scaled(self) -> None:
         """The event of a scaling that is complete."""

@@ -145,7 +145,7 @@ class TrainerHost:
                 members.admit(wait=True)
                 if exchange != OBJECTS and shared_memory.suits(steps, members):
                     return SharedMemoryExchange(steps, seed, members, connection)
-                aggregators = [connection.remote(name) for name in crew.aggregators]
+                aggregators = members.alike([connection.remote(name) for name in crew.aggregators])
                 if exchange != OBJECTS:
                     try:
                         return SocketExchange(steps, seed, members, aggregators, connection)

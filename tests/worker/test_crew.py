@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from core.parameters import weights_sha256
+from worker.aggregator import ParameterAggregator
 from worker.crew import AGAIN_S, GATHER_S, JOIN_S, Crew
-from worker.errors import Cancelled
+from worker.errors import Cancelled, RemoteLost
 from worker.plan import StepPlan, TrainerEvent
 
 STEPS = 12  # of the fixture `wanted`
@@ -44,6 +45,28 @@ class Place:
     @property
     def names(self) -> list[str]:
         return [worker.name for worker in self.crew.members]
+
+
+class ForeignAggregator(ParameterAggregator):
+    """On a machine whose kernels round otherwise."""
+
+    def numerics(self) -> str:
+        return "other"
+
+
+def test_aggregators_that_compute_other_bits_take_no_part(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 1)
+    place.crew.admit(wait=True)
+    kinds = ParameterAggregator, ForeignAggregator, ParameterAggregator
+    all_of_them = [replace(site.plain(f"a{number}"), target=kind()) for number, kind in enumerate(kinds)]
+    assert place.crew.alike(all_of_them) == [all_of_them[0], all_of_them[2]]
+    (event,) = place.events
+    assert (event.type, event.level) == ("fault", "warning")
+    assert event.message == "a1 computes other bits than the rest, and takes no part"
+    assert event.data == {"worker": "a1", "numerics": "other", "expected": place.crew.numerics}
+    assert place.transport.dismissed == []  # it is the pool's, for jobs of its like
+    with pytest.raises(RemoteLost, match="no aggregator computes the bits of numpy"):
+        place.crew.alike(all_of_them[1:2])
 
 
 def test_scaled_down_the_surplus_leaves_between_steps_alive(site: Any, plan: StepPlan, wanted: str) -> None:
