@@ -68,14 +68,17 @@ class RayNodes:
         token: str,
         folder: Path,
         hosts: Sequence[Host] = (),
+        of_nodes: Mapping[int, Mapping[str, str]] | None = None,
         **settings: str,
     ) -> None:
-        """`folder`: below it lie the nodes' homes and logs. `settings`: further variables, of Ray. `hosts`: one a node,
-        where there are any; whoever enters the block is on the first one then."""
+        """`folder`: below it lie the nodes' homes and logs. `settings`: further variables, of Ray; `of_nodes`: those of
+        single nodes, by number. `hosts`: one a node, where there are any; whoever enters the block is on the first one
+        then."""
         environment = ray_environment(environ, token) | HEALTH_CHECKS | settings
         # It is what keeps Ray to 127.0.0.1, and to one node: here every address that is given is loopback.
         del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
         self._slots, self._environment, self._folder, self._hosts = slots, environment, folder, hosts
+        self._of_nodes = of_nodes or {}
         self.address = f"{self._ip(0)}:{free_port(self._ip(0))}"
         self.nodes: list[RayNode] = []
 
@@ -132,7 +135,7 @@ class RayNodes:
             first = [f"--address={self.address}"]
         arguments = [str(Path(sys.executable).with_name("ray")), "start", *first, "--block", "--disable-usage-stats"]
         arguments += [f"--{name}={value}" for name, value in options.items()]
-        environment = self._environment | {"FALLLINE_HOME": str(home)}
+        environment = {**self._environment, "FALLLINE_HOME": str(home), **self._of_nodes.get(number, {})}
         command = Command(arguments, environment, temporary, remove=temporary)
         with self._hosts[number].entered() if self._hosts else nullcontext():
             process = Child(command, self._folder / f"node{number}.log", 0.0)
