@@ -2,8 +2,8 @@
 
 Usage: python -m benchmarks [SECTION ...] [--mnist FOLDER] [--rounds N] [--seconds S] [--clock wall|process]
 
-Sections: engine, distribution, peers, time, queue, mnist, local, nodes, hosts; all of them, unless some are named.
-accuracy, a table of its own, runs only when it is named.
+Sections: engine, distribution, exchange, peers, time, queue, mnist, local, nodes, hosts; all of them, unless some are
+named. accuracy, a table of its own, runs only when it is named.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from benchmarks.rows import Row, table
 SECTIONS = {
     "engine": "engine",
     "distribution": "distribution",
+    "exchange": "exchange_alone",
     "peers": "two_cores",
     "time": "latency",
     "queue": "long_queue",
