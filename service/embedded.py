@@ -31,7 +31,8 @@ class Command:
 def ray_environment(environ: Mapping[str, str], token: str) -> dict[str, str]:
     """The environment of the Ray head, and of the controller, its driver: they must agree in all of it.
 
-    Settings of somebody else's Ray (RAY_ADDRESS and the like) are left out. One BLAS thread a process: NumPy reads the
+    Settings of somebody else's Ray (RAY_ADDRESS and the like) are left out; what else there is goes on to the workers,
+    OPENBLAS_CORETYPE and NPY_DISABLE_CPU_FEATURES among it. One BLAS thread a process: NumPy reads the
     variables when it is imported, in Ray's workers before any code of ours. RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 is what
     makes Ray keep to loopback: without it, it replaces 127.0.0.1 by the machine's outward address, on Linux too.
     """

@@ -16,6 +16,8 @@ ENVIRON = {
     "RAY_ADDRESS": "10.0.0.1:6379",
     "MLFLOW_TRACKING_URI": "http://elsewhere",
     "OMP_NUM_THREADS": "8",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4",
 }
 
 
@@ -25,6 +27,7 @@ def test_ray_gets_our_settings_and_nobody_elses() -> None:
     assert "RAY_ADDRESS" not in environment
     assert (environment["RAY_AUTH_MODE"], environment["RAY_AUTH_TOKEN"]) == ("token", "secret")
     assert {environment[f"{name}_NUM_THREADS"] for name in ("OMP", "OPENBLAS", "MKL")} == {"1"}
+    assert (environment["OPENBLAS_CORETYPE"], environment["NPY_DISABLE_CPU_FEATURES"]) == ("Haswell", "X86_V4")
     assert not [name for name in without_ray(environment) if name.startswith("RAY_")]
 
 
