@@ -80,6 +80,7 @@ class Process:
         self.process.start()
         theirs.close()
         self.answers: dict[int, tuple[bool, Any]] = {}
+        self.has_ended = False  # as far as its pipe has told
         self._calls = 0
 
     def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
@@ -108,6 +109,7 @@ class Process:
             try:
                 answered, fine, value = self.connection.recv()
             except (EOFError, OSError):
+                self.has_ended = True
                 return True
             self.answers[answered] = (fine, value)
         return True
@@ -164,7 +166,8 @@ class Processes:
         return "127.0.0.1"
 
     def is_alive(self, remote: Remote) -> bool:
-        return self.remote(remote.name).process.is_alive()
+        found = self.remote(remote.name)
+        return not found.has_ended and found.process.is_alive()  # the system tells a little later than the pipe
 
     def remote(self, name: str) -> Process:
         return next(process for process in self.all if process.name == name)
