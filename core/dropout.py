@@ -8,10 +8,9 @@ import sys
 
 import numpy as np
 
+from .draw import Draw
 from .operations import LocalDerivative, Operation
 from .storage import ROWS, Array, Shape, Storage
-
-Draw = tuple[int, int, int]  # seed, step, shard
 
 # The first word of the seed sequence that masks are drawn from: "drop", told apart from all other draws.
 _DROPOUT = 0x64726F70
@@ -56,9 +55,8 @@ class Mask:
         self._limits.reshape(-1, 2)[...] = (low, high) if sys.byteorder == "little" else (high, low)
 
     def draw(self, draw: Draw) -> None:
-        """The mask of (seed, step, shard). A double's 52 random bits decide on two units: drawing is what costs."""
-        seed, step, shard = draw
-        entropy = np.random.SeedSequence((seed, _DROPOUT, step, shard, self._layer))
+        """The mask of seed, step and shard. A double's 52 random bits decide on two units: drawing is what costs."""
+        entropy = np.random.SeedSequence((draw.seed, _DROPOUT, draw.step, draw.shard, self._layer))
         np.random.Generator(np.random.SFC64(entropy)).random(out=self._doubles)
         np.add(self._doubles, 1.0, out=self._doubles)
         np.less(self._doubles.view(np.uint32), self._limits, out=self._kept)

@@ -48,7 +48,7 @@ class NetworkSpec(Specification):
     loss: str = "cross_entropy"
     dtype: str = "float32"
     huber_delta: float = 1.0  # beyond this error, in standardized units, the loss huber is linear
-    input_noise: float = 0.0  # the standard deviation of what is added to the features in training
+    input_noise: float = 0.0  # the standard deviation of what training adds to the features, at first
     input_dropout: float = 0.0  # the rate at which features are silent in training
     dropout: float = 0.0  # that of the hidden layers' units
     layer_norm: bool = False  # whether hidden layers normalize their net inputs

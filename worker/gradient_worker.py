@@ -12,7 +12,9 @@ from threadpoolctl import threadpool_limits
 
 from core.class_weights import fold
 from core.diagnostics import series, update_ratios
+from core.draw import Draw
 from core.network import Network
+from core.schedules import learning_rate
 from worker.fetched import prepared_here
 from worker.gradient_seat import GradientSeat
 from worker.local_steps import LocalSteps
@@ -119,7 +121,7 @@ class GradientWorker:
     ) -> tuple[float, float]:
         """Overwrite `gradient` with that of the summed loss over `rows`; the loss, and the rows' weight.
 
-        `number`: of the minibatch, from 1, which decides with the shard what dropout drops. `factor`: with
+        `number`: of the minibatch, from 1, which decides with the shard what is drawn. `factor`: with
         that of so many times their mean loss instead.
         """
         count = len(rows)
@@ -133,7 +135,10 @@ class GradientWorker:
             _take(weights, rows, w)
         weight = float(count) if w is None else float(w.sum(dtype=np.float64))
         assert self._plan is not None
-        draw, scale = (self._plan.sampling.seed, number, shard), 1.0 if factor is None else factor / (weight or 1.0)
+        schedule = self._plan.local or self._plan
+        level = learning_rate(schedule.schedule, 1.0, number, schedule.steps)
+        draw = Draw(self._plan.sampling.seed, number, shard, level)
+        scale = 1.0 if factor is None else factor / (weight or 1.0)
         return self._network.loss_and_gradient(parameters, gradient, x, y, w, draw, scale), weight
 
     def gradients(self, step: int, shards: tuple[int, ...], *parts: Array) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ import pytest
 
 from core.activations import ACTIVATIONS
 from core.diagnostics import series, update_ratios
+from core.draw import Draw
 from core.errors import GraphError
 from core.graph import Graph, Node, Parameter
 from core.network import Network, NetworkSpec, initial_parameters
@@ -68,7 +69,7 @@ def test_layers_of_a_graph_with_dropout_and_normalization():
         {"name": "twice", "inputs": ("features", "features"), "operation": "sum"},
         {"name": "all", "inputs": ("c", "twice"), "operation": "concatenate"},
     )
-    found = step_of(NetworkSpec(5, 2, graph=graph, loss="squared_error"), draw=(0, 1, 0))[0].diagnostics()
+    found = step_of(NetworkSpec(5, 2, graph=graph, loss="squared_error"), draw=Draw(0, 1, 0))[0].diagnostics()
     assert [layer.name for layer in found] == ["a", "b", "c", "twice", "all", "outputs"]
     assert found[1].activation_spread == pytest.approx(1, rel=1e-3)
     assert all(math.isfinite(value) for layer in found[:3] for value in list(vars(layer).values())[1:])

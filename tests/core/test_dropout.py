@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from core.draw import Draw
 from core.dropout import Dropout, Mask
 from core.graph import Graph, Input, Node, Parameter
 from core.network import Network, NetworkSpec, NodeSpec, initial_parameters, summary
@@ -14,7 +15,7 @@ def mask_of(rate, draw, layer=1, rows=64, units=31, dtype=np.float32):
     storage = Storage(dtype)
     storage.start_plan(rows)
     mask = Mask(storage, units, rate, layer)
-    mask.draw(draw)
+    mask.draw(Draw(*draw))
     return mask.array
 
 
@@ -69,7 +70,7 @@ def test_input_dropout_silences_features_for_every_layer_that_takes_them_in_trai
 
     network, expected, found = Network(dropping, 8), np.empty_like(parameters), np.empty_like(parameters)
     loss = Network(plain, 8).loss_and_gradient(parameters, expected, dropped, y)
-    assert network.loss_and_gradient(parameters, found, x, y, draw=(1, 2, 3)) == loss
+    assert network.loss_and_gradient(parameters, found, x, y, draw=Draw(1, 2, 3)) == loss
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(network.predict(parameters, x), Network(plain, 8).predict(parameters, x))
     assert summary(dropping)[0] == {"name": "features", "shape": [3, 3], "parameters": 0, "flops": 0}

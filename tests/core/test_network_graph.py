@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from core.draw import Draw
 from core.network import LayerSpec, Network, NetworkSpec, initial_parameters, parameter_count, summary
 
 RNG = np.random.default_rng(0)
@@ -42,7 +43,7 @@ def data(spec, rows):
     return features, RNG.normal(size=(rows, spec.outputs)).astype(spec.dtype)
 
 
-@pytest.mark.parametrize("draw", [None, (1, 2, 3)])
+@pytest.mark.parametrize("draw", [None, Draw(1, 2, 3)])
 @pytest.mark.parametrize("name", SPECS)
 def test_gradient(name, draw):
     """With the masks of a draw held fixed, dropout is a function like any other."""
@@ -116,11 +117,11 @@ def test_dropout_is_a_function_of_the_draw_and_of_nothing_before():
     spec = NetworkSpec(4, 3, (16, 16), dropout=0.5)
     network, parameters, arrays = Network(spec, 9), initial_parameters(spec, 0), data(spec, 9)
     part = tuple(array[:4] for array in arrays)
-    expected, expected_part = (gradient_of(network, parameters, a, (0, 1, 0)) for a in (arrays, part))
-    assert not np.array_equal(gradient_of(network, parameters, arrays, (0, 2, 0))[1], expected[1])
+    expected, expected_part = (gradient_of(network, parameters, a, Draw(0, 1, 0)) for a in (arrays, part))
+    assert not np.array_equal(gradient_of(network, parameters, arrays, Draw(0, 2, 0))[1], expected[1])
     network.predict(parameters, arrays[0])
-    again, again_part = (gradient_of(network, parameters, a, (0, 1, 0)) for a in (arrays, part))
-    fresh = gradient_of(Network(spec, 64), parameters, arrays, (0, 1, 0))
+    again, again_part = (gradient_of(network, parameters, a, Draw(0, 1, 0)) for a in (arrays, part))
+    fresh = gradient_of(Network(spec, 64), parameters, arrays, Draw(0, 1, 0))
     assert again[0] == expected[0] == fresh[0]
     for found in (again[1], fresh[1]):
         np.testing.assert_array_equal(found, expected[1])
@@ -131,7 +132,7 @@ def test_predictions_and_evaluations_drop_nothing():
     dropping, plain = NetworkSpec(4, 3, (16,), dropout=0.5), NetworkSpec(4, 3, (16,))
     parameters, arrays = initial_parameters(plain, 0), data(plain, 9)
     network = Network(dropping, 9)
-    gradient_of(network, parameters, arrays, (0, 1, 0))
+    gradient_of(network, parameters, arrays, Draw(0, 1, 0))
     np.testing.assert_array_equal(
         network.predict(parameters, arrays[0]), Network(plain, 9).predict(parameters, arrays[0])
     )
@@ -148,7 +149,7 @@ def test_the_mean_over_masks_is_the_network_without():
     gradient, bias = np.empty_like(parameters), network.layout.offsets[-1]
     values = []
     for step in range(2000):
-        network.loss_and_gradient(parameters, gradient, x, zero, None, (0, step, 0))
+        network.loss_and_gradient(parameters, gradient, x, zero, None, Draw(0, step, 0))
         values.append(gradient[bias])  # of 1/2 o^2 by the output's bias: o
     expected = network.predict(parameters, x)[0, 0]
     assert np.mean(values) == pytest.approx(expected, abs=4 * np.std(values) / np.sqrt(2000))
@@ -167,13 +168,13 @@ def test_a_steady_state_step_allocates_no_array(name):
         "normalized": {"hidden": (64, 64)},
     }
     fields = {"loss": SPECS[name].loss, "activation": SPECS[name].activation, "outputs": SPECS[name].outputs}
-    spec = NetworkSpec(**wide, **fields, **kinds[name], dropout=0.1, layer_norm=True)
+    spec = NetworkSpec(**wide, **fields, **kinds[name], dropout=0.1, input_noise=0.1, layer_norm=True)
     network, parameters = Network(spec, 256), initial_parameters(spec, 0)
     gradient, batches = np.empty_like(parameters), [data(spec, 256), data(spec, 100)]
 
     def steps():
         for batch in batches:
-            network.loss_and_gradient(parameters, gradient, *batch, None, (0, 1, 2))
+            network.loss_and_gradient(parameters, gradient, *batch, None, Draw(0, 1, 2))
 
     steps()
     tracemalloc.start()

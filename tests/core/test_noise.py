@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from core.draw import Draw
 from core.network import Network, NetworkSpec, NodeSpec, initial_parameters, summary
 from core.noise import Noise
 from core.storage import Storage
@@ -15,7 +16,7 @@ def noise_of(deviation, draw, rows=64, inputs=31, dtype=np.float32):
     storage = Storage(dtype)
     storage.start_plan(rows)
     noise = Noise(storage, inputs, deviation)
-    noise.draw(draw)
+    noise.draw(Draw(*draw))
     return noise.array
 
 
@@ -47,11 +48,15 @@ def test_every_layer_that_takes_features_takes_them_noisy_in_training_alone(laye
     disturbed = x + noise_of(0.5, (1, 2, 3), 8, 3)
 
     network, expected, found = Network(noisy, 8), np.empty_like(parameters), np.empty_like(parameters)
-    loss = Network(quiet, 8).loss_and_gradient(parameters, expected, disturbed, y, draw=(1, 2, 3))
-    assert network.loss_and_gradient(parameters, found, x, y, draw=(1, 2, 3)) == loss
+    loss = Network(quiet, 8).loss_and_gradient(parameters, expected, disturbed, y, draw=Draw(1, 2, 3))
+    assert network.loss_and_gradient(parameters, found, x, y, draw=Draw(1, 2, 3)) == loss
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(network.predict(parameters, x), Network(quiet, 8).predict(parameters, x))
     np.testing.assert_array_equal(network.evaluate(parameters, x, y), Network(quiet, 8).evaluate(parameters, x, y))
+
+
+def test_it_falls_with_the_learning_rate():
+    np.testing.assert_array_equal(noise_of(0.5, (3, 4, 5, 0.25)), noise_of(0.125, (3, 4, 5)))
 
 
 def test_it_is_a_layer_without_parameters_in_the_summary():
