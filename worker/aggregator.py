@@ -62,6 +62,7 @@ class ParameterAggregator:
         self._buffers[0][0] = parameters
         self._mean = np.empty_like(parameters)
         self._best = parameters.copy()
+        self._updated: tuple[float, bool] | None = None  # what `update` has come to
         self.committed = 0
         self._reports: deque[StepReport] = deque(maxlen=REPORTS_KEPT)
         if self._seat is not None:
@@ -77,11 +78,12 @@ class ParameterAggregator:
         self.committed, self._seat = 0, None
 
     def parameters(self, which: str = "current") -> Array:
-        """The committed parameters ("current"), those that the last step began from ("previous") or the kept ones
-        ("best"), (P,): read them before the next step. "previous" only after a step."""
+        """The committed parameters ("current"), those that the last step began from ("previous"), those that the next
+        one leads to ("next") or the kept ones ("best"), (P,): read them before the next step. "previous" only after a
+        step; "next" only after `update`, and in the place of the previous ones."""
         if which == "best":
             return self._best
-        step = self.committed - 1 if which == "previous" else self.committed
+        step = self.committed - (which != "current")
         found: Array = self._buffers[step % 2][0]
         return found
 
@@ -116,19 +118,29 @@ class ParameterAggregator:
 
     def reduce(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> Reduced:
         """The first half of `apply`: take the mean gradient of the share. It may be done again. Raises StepRefused."""
-        if step != self.committed + 1:
-            raise StepRefused(step, self.committed)
+        self._check(step)
         divisor = _weight(reports) or 1.0
+        self._updated = None
         squares = tuple(mean_block(gradients, block, divisor, self._mean[block]) for block in self._blocks)
         return Reduced(squares, () if math.isfinite(norm(squares)) else evidence(gradients))
+
+    def update(self, step: int) -> bool:
+        """Between the halves: have the next parameters already, if they take nothing of the other shares; else False.
+
+        The step is not committed by it, and may be reduced anew. Raises StepRefused.
+        """
+        self._check(step)
+        if self._plan.optimizer.clip_norm is not None:
+            return False
+        self._updated = self._apply(step, 1.0)
+        return True
 
     def commit(self, step: int, reduced: Sequence[Reduced], reports: Sequence[ShardReport]) -> StepReport:
         """The second half, once: `reduced` is what all that share the vector have reduced, in the order of its blocks.
 
         Raises as `apply` does; what diverges in another share's new parameters is told by that one alone.
         """
-        if step != self.committed + 1:
-            raise StepRefused(step, self.committed)
+        self._check(step)
         loss = 0.0
         for report in reports:
             loss += report.loss_sum
@@ -137,7 +149,10 @@ class ParameterAggregator:
         gradient_norm = norm([square for part in reduced for square in part.squares])
         if not math.isfinite(gradient_norm):
             raise Diverged(step, culprit([part.shards for part in reduced if part.shards]), "gradient")
-        rate = self._apply(step, clip_factor(gradient_norm, self._plan.optimizer.clip_norm))
+        factor = clip_factor(gradient_norm, self._plan.optimizer.clip_norm)
+        rate, sound = self._updated or self._apply(step, factor)
+        if not sound:
+            raise Diverged(step, None, "weight vector")
         self.committed = step
         rows, weight = sum(report.rows for report in reports), _weight(reports)
         committed = StepReport(step, rows, weight, loss / (weight or 1.0), gradient_norm, rate)
@@ -193,21 +208,25 @@ class ParameterAggregator:
         assert self._seat is not None
         return self._seat
 
-    def _apply(self, step: int, factor: float) -> float:
+    def _check(self, step: int) -> None:
+        if step != self.committed + 1:
+            raise StepRefused(step, self.committed)
+
+    def _apply(self, step: int, factor: float) -> tuple[float, bool]:
+        """Write what `step` leads to beside what is committed: the learning rate, and whether all of it is finite."""
         plan = self._plan
         rate = learning_rate(plan.schedule, plan.optimizer.learning_rate, step, plan.steps)
-        old, new = self._buffers[self.committed % 2], self._buffers[step % 2]
+        old, new, sound = self._buffers[self.committed % 2], self._buffers[step % 2], True
         for block in self._blocks:
             gradient = self._mean[block]
             if factor != 1.0:
                 np.multiply(gradient, factor, out=gradient)
             state, new_state = list(old[1:, block]), list(new[1:, block])
             self._optimizer.update(step, rate, old[0, block], gradient, state, new[0, block], new_state)
-            if not is_finite(new[0, block]):
-                raise Diverged(step, None, "weight vector")
+            sound = sound and is_finite(new[0, block])
         if self._max_norm is not None:
             self._max_norm.apply(new[0])
-        return rate
+        return rate, sound
 
 
 def _weight(reports: Sequence[ShardReport]) -> float:

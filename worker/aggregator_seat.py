@@ -1,12 +1,14 @@
 """An aggregator's side of the socket exchange: gradients in, parameters out, step after step without any call.
 
 A step is taken as over object references: the mean gradient of its blocks, in shard order; what all have reduced, told
-to all; the commit; only then the parameters. What was reduced last is kept: where one aggregator has heard of all, and
-committed, and another has not when links break, the trainer has the other commit it from what all have kept
-(`worker.wiring.settle`).
+to all; the commit. Parameters that take nothing of the others' are sent to the workers before it, so that no worker
+waits until all have heard of all. What was reduced last is kept: where one aggregator has heard of all, and committed,
+and another has not when links break, the trainer has the other commit it from what all have kept
+(`worker.wiring.settle`). One may be a step ahead of another: two steps are kept.
 """
 
 import socket
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -38,6 +40,9 @@ class Reduces(Protocol):
     def reduce(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> Reduced:
         """The mean gradient of its share."""
 
+    def update(self, step: int) -> bool:
+        """Whether it has the parameters that the step leads to ("next") before the others are heard."""
+
     def commit(self, step: int, reduced: Sequence[Reduced], reports: Sequence[ShardReport]) -> StepReport:
         """The step, from what all have reduced."""
 
@@ -58,7 +63,8 @@ class _Peer:
     """Another aggregator, whose share has so many blocks."""
 
     def __init__(self, link: Link, blocks: int, shards: int) -> None:
-        self.link, self.header = link, memoryview(bytearray(REDUCED.size))
+        # By itself: one that is ahead may have spoken of the next step before another has of this one.
+        self.link, self.inbox, self.header = link, Inbox([link]), memoryview(bytearray(REDUCED.size))
         self.squares, self.evidence = np.empty(blocks), np.empty((shards, 2))
 
 
@@ -72,7 +78,7 @@ class AggregatorSeat:
         self._links = Links()
         self._listener: socket.socket | None = None
         self._reports: list[ShardReport] = []
-        self._reduced: tuple[int, Reduced | None] = 0, None  # the last step that was reduced
+        self._reduced: deque[tuple[int, Reduced]] = deque(maxlen=2)  # the last steps that were reduced
 
     def listen(self, host: str) -> Place:
         """Be reached by that address of this machine from now on."""
@@ -102,11 +108,11 @@ class AggregatorSeat:
 
     def standing(self) -> Standing:
         """Where it is, nothing being done."""
-        return Standing(self._aggregator.committed, *self._reduced)
+        return Standing(self._aggregator.committed, tuple(self._reduced))
 
     def commit_kept(self, reduced: Sequence[Reduced]) -> StepReport:
         """Commit the step that was reduced last: `reduced` is what all have, in the order of their shares."""
-        return self._aggregator.commit(self._reduced[0], reduced, self._reports)
+        return self._aggregator.commit(self._reduced[-1][0], reduced, self._reports)
 
     def close(self) -> None:
         """Break what is linked, and listen no more."""
@@ -133,7 +139,6 @@ class AggregatorSeat:
         others = [k for k in range(len(wiring.aggregators)) if k != self._number]
         self._peers = {k: _Peer(links[AGGREGATOR, k], len(self._shares[k]), self._plan.shards) for k in others}
         self._from_workers = Inbox([worker.link for worker in self._workers])
-        self._from_peers = Inbox([peer.link for peer in self._peers.values()])
         self._header = memoryview(bytearray(max(PARAMETERS.size, REDUCED.size)))
 
     def _linked(self, wiring: Wiring) -> tuple[dict[tuple[int, int], Link], dict[int, Memory]]:
@@ -174,9 +179,14 @@ class AggregatorSeat:
         self._from_workers.fill({worker.link: self._pieces(worker, step) for worker in self._workers})
         self._reports = [report for report in self._arrived if report is not None]
         reduced = self._aggregator.reduce(step, self._slots, self._reports)
-        self._reduced = step, reduced
-        report = self._aggregator.commit(step, self._told(step, reduced), self._reports)
-        self._send(step)
+        self._reduced.append((step, reduced))
+        self._tell(step, reduced)
+        early = self._aggregator.update(step)
+        if early:
+            self._send(step, "next")
+        report = self._aggregator.commit(step, self._heard(step, reduced), self._reports)
+        if not early:
+            self._send(step)
         return report
 
     def _pieces(self, worker: _Worker, step: int) -> Iterator[memoryview]:
@@ -194,17 +204,19 @@ class AggregatorSeat:
                     slot[...] = comes
             self._arrived[shard] = ShardReport(step, shard, rows, weight, loss)
 
-    def _told(self, step: int, reduced: Reduced) -> list[Reduced]:
-        """What all have reduced, in the order of their shares: told to the others, and heard of them."""
-        if not self._peers:
-            return [reduced]
+    def _tell(self, step: int, reduced: Reduced) -> None:
+        """The others what this one has reduced: so little that it fits into a socket's buffers before anybody reads."""
         REDUCED.pack_into(self._header, 0, self._generation, step, len(reduced.shards))
         said = [self._header[: REDUCED.size], raw(np.array(reduced.squares))]
         if reduced.shards:
             said.append(raw(np.array(reduced.shards, np.float64)))
-        for peer in self._peers.values():  # so little that it fits into a socket's buffers: all send, then all receive
+        for peer in self._peers.values():
             peer.link.send(*said)
-        self._from_peers.fill({peer.link: self._reductions(peer, step) for peer in self._peers.values()})
+
+    def _heard(self, step: int, reduced: Reduced) -> list[Reduced]:
+        """What all have reduced, in the order of their shares."""
+        for peer in self._peers.values():
+            peer.inbox.fill({peer.link: self._reductions(peer, step)})
         return [reduced if k == self._number else _reduced(self._peers[k]) for k in range(len(self._shares))]
 
     def _reductions(self, peer: _Peer, step: int) -> Iterator[memoryview]:
@@ -218,10 +230,10 @@ class AggregatorSeat:
             peer.link.due = peer.evidence.nbytes
             yield raw(peer.evidence)
 
-    def _send(self, step: int) -> None:
-        """The parameters that `step` has led to, to all workers."""
+    def _send(self, step: int, which: str = "current") -> None:
+        """The parameters that `step` leads to, to all workers."""
         PARAMETERS.pack_into(self._header, 0, self._generation, step)
-        header, parameters = self._header[: PARAMETERS.size], self._aggregator.parameters()
+        header, parameters = self._header[: PARAMETERS.size], self._aggregator.parameters(which)
         for worker in self._workers:
             if worker.parameters is None:
                 worker.link.send(header, raw(parameters))

@@ -48,24 +48,24 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where an aggregator is: its committed step, and what it reduced last, in the step `reduced_step`."""
+    """Where an aggregator is: its committed step, and what it reduced in the last steps, by their numbers."""
 
     committed: int
-    reduced_step: int
-    reduced: Reduced | None
+    reduced: tuple[tuple[int, Reduced], ...]
 
 
 def settle(standings: Sequence[Standing]) -> tuple[tuple[int, ...], tuple[Reduced, ...]]:
     """Which aggregators have yet to commit the step that others have committed, and what all have reduced in it.
 
     A step takes what all have reduced, so whoever has committed one has heard it of all, and nobody is further behind
-    than that: the next step takes parameters of all. RemoteLost where it is otherwise: nothing whole is left.
+    than that: the next one takes what all have reduced too. RemoteLost where it is otherwise: nothing whole is left.
     """
     committed = max(standing.committed for standing in standings)
     late = tuple(number for number, standing in enumerate(standings) if standing.committed < committed)
     if not late:
         return (), ()
-    reduced = tuple(each.reduced for each in standings if each.reduced is not None and each.reduced_step == committed)
+    kept = (dict(each.reduced).get(committed) for each in standings)
+    reduced = tuple(found for found in kept if found is not None)
     if len(reduced) < len(standings) or any(standings[number].committed < committed - 1 for number in late):
         raise RemoteLost("the aggregators are not at the same step")
     return late, reduced

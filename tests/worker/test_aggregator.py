@@ -80,12 +80,39 @@ def test_the_committed_parameters_stay_whole_while_the_next_are_made() -> None:
     assert all(one.tobytes() == other.tobytes() for one, other in zip(gradients, kept, strict=True))
 
 
+@pytest.mark.parametrize("optimizer", [SGD, replace(ADAMW, clip_norm=None)])
+def test_the_next_parameters_are_there_before_the_commit_if_they_take_nothing_of_other_shares(
+    optimizer: OptimizerSpec,
+) -> None:
+    plan = replace(PLAN, optimizer=optimizer)
+    aggregator, whole = begun(plan), begun(plan)
+    for step in (1, 2):
+        before = aggregator.parameters().tobytes()
+        aggregator.reduce(step, slots(step + 7), reports(step))
+        assert aggregator.update(step)  # of gradients that are lost with their worker
+        reduced = aggregator.reduce(step, slots(step), reports(step))
+        assert aggregator.update(step)
+        assert (aggregator.committed, aggregator.parameters().tobytes()) == (step - 1, before)
+        report = whole.apply(step, slots(step), reports(step))
+        assert aggregator.parameters("next").tobytes() == whole.parameters().tobytes()
+        assert aggregator.commit(step, [reduced], reports(step)) == report
+        assert aggregator.state().tobytes() == whole.state().tobytes()
+
+
+def test_clipped_ones_take_the_norm_of_all_shares() -> None:
+    aggregator = begun(replace(PLAN, optimizer=replace(SGD, clip_norm=0.25)))
+    aggregator.reduce(1, slots(1), reports(1))
+    assert not aggregator.update(1)
+
+
 @pytest.mark.parametrize("step", [0, 1, 2, 4])
 def test_only_the_next_step_is_accepted(step: int) -> None:
     aggregator = begun()
     for done in (1, 2):
         aggregator.apply(done, slots(done), reports(done))
     before = aggregator.parameters().tobytes()
+    with pytest.raises(StepRefused):
+        aggregator.update(step)
     with pytest.raises(StepRefused) as refused:
         aggregator.apply(step, slots(step), reports(step))
     assert (refused.value.step, refused.value.committed) == (step, 2)
@@ -120,19 +147,25 @@ STEEP = OptimizerSpec("sgd", 1e21, momentum=0.9)
         (ADAMW, "gradient", 1, "gradient"),
         (ADAMW, "huge", 2, "gradient"),
         (ADAMW, "mean", None, "gradient"),
+        (SGD, "gradient", 1, "gradient"),
         (STEEP, "weights", None, "weight vector"),
     ],
 )
+@pytest.mark.parametrize("early", [False, True])
 def test_divergence_names_step_and_shard_and_commits_nothing(
-    optimizer: OptimizerSpec, what: str, shard: int | None, named: str
+    optimizer: OptimizerSpec, what: str, shard: int | None, named: str, early: bool
 ) -> None:
     plan = replace(PLAN, optimizer=optimizer)
     aggregator, undisturbed = begun(plan), begun(plan)
     for each in (aggregator, undisturbed):
         for step in (1, 2):
             each.apply(step, slots(step), reports(step))
+    gradients, parts = diverging(what)
+    reduced = aggregator.reduce(3, gradients, parts)
+    if early:
+        assert aggregator.update(3) == (optimizer.clip_norm is None)
     with pytest.raises(Diverged) as diverged:
-        aggregator.apply(3, *diverging(what))
+        aggregator.commit(3, [reduced], parts)
     assert (diverged.value.step, diverged.value.shard, diverged.value.what) == (3, shard, named)
     assert aggregator.committed == 2
     assert [report.step for report in aggregator.reports_after(0)] == [1, 2]

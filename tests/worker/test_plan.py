@@ -80,7 +80,7 @@ MESSAGES = [
     wiring.Place("10.0.0.7", 4711, "machine"),
     wiring.Wiring(3, b"secret", (wiring.Place("10.0.0.7", 4711, "machine"),), ("machine",), ((0, 2), (1,))),
     wiring.Stretch((plan.StepReport(1, 2, 3.0, 4.0, 5.0, 6.0),), ("worker 0", "it has closed the connection")),
-    wiring.Standing(7, 8, plan.Reduced((1.0,))),
+    wiring.Standing(7, ((7, plan.Reduced((2.0,))), (8, plan.Reduced((1.0,))))),
     plan.LocalPlan(OPTIMIZER, SCHEDULE, 350),
     plan.StepPlan("/prepared/x", NETWORK, Sampling(100, 8, 3, 1), OPTIMIZER, SCHEDULE, 117, 1),
 ]

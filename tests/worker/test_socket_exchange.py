@@ -1,5 +1,6 @@
 """The exchange over sockets, over real processes: the same bits, whoever is lost and however."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -29,6 +30,7 @@ from worker.wiring import Place
 
 Array = NDArray[Any]
 SEED, STEPS, LONG = 5, 12, 1500
+PATIENCE_S = 30.0
 OPTIMIZERS = {
     "sgd": OptimizerSpec("sgd", 0.05),
     "adamw, clipped": OptimizerSpec("adamw", 0.01, weight_decay=0.01, clip_norm=0.1),
@@ -184,6 +186,32 @@ def test_who_has_not_heard_of_a_step_that_others_have_committed_commits_it_too(
     assert (place.exchange.failures, place.events) == (0, [])
 
 
+class Ahead(Late):
+    """The first one is then at step 6 already."""
+
+    reduces_6 = multiprocessing.get_context("fork").Event()
+
+    def reduce(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> Reduced:
+        if step == 6 and self.number == 0:
+            self.reduces_6.set()
+        return super().reduce(step, gradients, reports)
+
+    def commit(self, step: int, reduced: Sequence[Reduced], reports: Sequence[ShardReport]) -> StepReport:
+        if step == 5 and self.number == 1:
+            assert self.reduces_6.wait(PATIENCE_S)
+        return super().commit(step, reduced, reports)
+
+
+def test_one_that_is_a_step_ahead_still_knows_what_another_has_to_commit(socket_bench: Any, plan: StepPlan) -> None:
+    """Parameters are sent before all have heard of all, where nothing is clipped, so that one may be ahead."""
+    plan = replace(plan, optimizer=OPTIMIZERS["sgd"])
+    place = socket_bench(plan, 2, 2, aggregator=Ahead)
+    calls = called(place.aggregators)
+    reports = place.exchange.run_steps(STEPS)
+    assert calls.count("commit_kept") == 1
+    assert (weights_sha256(place.exchange.parameters()), reports) == undisturbed(plan)
+
+
 class Mute(ParameterAggregator):
     """Its links break whenever it takes a step."""
 
@@ -193,7 +221,7 @@ class Mute(ParameterAggregator):
 
 def test_links_that_break_again_and_again_though_nobody_is_dead_end_it(socket_bench: Any, plan: StepPlan) -> None:
     place = socket_bench(plan, 2, 2, aggregator=Mute)
-    with pytest.raises(RemoteLost, match="the link to worker 0 broke: the test has cut it"):
+    with pytest.raises(RemoteLost, match=r"the link to worker \d broke: "):
         place.exchange.run_steps(1)
 
 
