@@ -1,7 +1,7 @@
 """What a step costs on more nodes than are at hand: a model of measured parts, and its picture.
 
 One worker, one shard and one aggregator a node, as far as there are blocks. A step is a chain: gradients, their way to
-the aggregators, sums, square sums told to all, the parameters' way back. Nodes and links work at once; the fullest one
+the aggregators, sums, the parameters' way back (what the aggregators tell each other goes on beside that). Nodes and links work at once; the fullest one
 counts. The trainer calls once for a stretch of steps, and bounds none.
 """
 
@@ -50,7 +50,7 @@ def step_s(parts: Parts, nodes: int, gradient_bytes: int = PARAMETER_BYTES, loca
     # The node of an aggregator takes all other nodes' pieces of its share, and sends its share to all of them.
     fullest = max(share * (nodes - 1), whole - share)
     wire = (1 + gradient_bytes / PARAMETER_BYTES) * fullest / min(parts.link_bytes_s, parts.copy_bytes_s)
-    hops = 2 + (aggregators > 1)
+    hops = 2  # gradients, parameters: what the aggregators tell each other goes on beside that
     sums = nodes * share / parts.sum_bytes_s
     return work + hops * (parts.hop_s + parts.latency_s) + wire + sums
 

@@ -2,8 +2,9 @@
 
 Usage: python -m benchmarks nodes
 
-784-256-128-10, batch 128, plain SGD. Both nodes are on this machine and share its cores with the raylets: what is
-compared is what the exchange costs, not what a network does. The bytes are those that go through the loopback device.
+784-256-128-10, batch 128, plain SGD. Both nodes are on this machine, each kept to a core of its own, which it shares
+with its raylet: what is compared is what the exchange costs, not what a network does, nor where the system puts
+processes. The bytes are those that go through the loopback device.
 The model of many nodes (node_model.py) is drawn into nodes.png, beside a line with its measured parts.
 """
 
@@ -35,7 +36,7 @@ def run(results: Path, options: Options) -> list[Row]:
     """Measure."""
     token = new_token()
     with tempfile.TemporaryDirectory(prefix="fallline-nodes-") as folder:
-        with RayNodes(SLOTS, own_environment(), token, Path(folder), RAY_worker_niceness="0") as nodes:
+        with RayNodes(SLOTS, own_environment(), token, Path(folder), own_cores=True, RAY_worker_niceness="0") as nodes:
             ours_env = {name: value for name, value in ray_environment({}, token).items() if name.startswith("RAY_")}
             os.environ |= ours_env | {ADDRESS: nodes.address}
             found = {result.name: result for result in race([(name, CASE) for name in NODE_CONTENDERS], options)}

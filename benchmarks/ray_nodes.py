@@ -12,8 +12,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -69,16 +69,17 @@ class RayNodes:
         folder: Path,
         hosts: Sequence[Host] = (),
         of_nodes: Mapping[int, Mapping[str, str]] | None = None,
+        own_cores: bool = False,
         **settings: str,
     ) -> None:
         """`folder`: below it lie the nodes' homes and logs. `settings`: further variables, of Ray; `of_nodes`: those of
         single nodes, by number. `hosts`: one a node, where there are any; whoever enters the block is on the first one
-        then."""
+        then. `own_cores`: node k keeps to core k, as far as there are cores, as machines of their own would."""
         environment = ray_environment(environ, token) | HEALTH_CHECKS | settings
         # It is what keeps Ray to 127.0.0.1, and to one node: here every address that is given is loopback.
         del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
         self._slots, self._environment, self._folder, self._hosts = slots, environment, folder, hosts
-        self._of_nodes = of_nodes or {}
+        self._of_nodes, self._own_cores = of_nodes or {}, own_cores
         self.address = f"{self._ip(0)}:{free_port(self._ip(0))}"
         self.nodes: list[RayNode] = []
 
@@ -137,7 +138,9 @@ class RayNodes:
         arguments += [f"--{name}={value}" for name, value in options.items()]
         environment = {**self._environment, "FALLLINE_HOME": str(home), **self._of_nodes.get(number, {})}
         command = Command(arguments, environment, temporary, remove=temporary)
-        with self._hosts[number].entered() if self._hosts else nullcontext():
+        cores = sorted(os.sched_getaffinity(0))
+        kept = {cores[number % len(cores)]} if self._own_cores else set(cores)
+        with self._hosts[number].entered() if self._hosts else nullcontext(), _held_to(kept):
             process = Child(command, self._folder / f"node{number}.log", 0.0)
         return RayNode(number, self._ip(number), home, process)
 
@@ -149,6 +152,17 @@ class RayNodes:
             node.process.kill()
         for node in self.nodes:
             node.process.wait(20)  # nothing of it is left then
+
+
+@contextmanager
+def _held_to(cores: set[int]) -> Iterator[None]:
+    """What this thread starts meanwhile keeps to `cores`."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _wait(condition: Callable[[], object]) -> None:
