@@ -1,8 +1,8 @@
 """What a step costs on more nodes than are at hand: a model of measured parts, and its picture.
 
 One worker, one shard and one aggregator a node, as far as there are blocks. A step is a chain: gradients, their way to
-the aggregators, sums, the parameters' way back (what the aggregators tell each other goes on beside that). Nodes and links work at once; the fullest one
-counts. The trainer calls once for a stretch of steps, and bounds none.
+the aggregators, sums, the parameters' way back; what the aggregators tell each other goes on beside that. Nodes and
+links work at once; the fullest one counts. The trainer calls once for a stretch of steps, and bounds none.
 """
 
 import socket
