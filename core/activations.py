@@ -75,15 +75,24 @@ class ReLU(Activation):
 
     def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
         shape = parents[0]
-        return storage.constant(0.0, shape), storage.scratch(shape, np.bool_), storage.scratch(shape)
+        zeros, zero = storage.constant(0.0, shape), storage.constant(0.0, ())  # greater, unlike maximum, likes a number
+        return zeros, zero, storage.scratch(shape, np.bool_), storage.scratch(shape)
 
-    def forward(self, z: Array, x: Array, zeros: Array, active: Array, slope: Array) -> None:
+    def forward(self, z: Array, x: Array, zeros: Array, zero: Array, active: Array, slope: Array) -> None:
         np.maximum(x, zeros, out=z)
 
     def to_x(
-        self, message: Array, signal: Array, z: Array, x: Array, zeros: Array, active: Array, slope: Array
+        self,
+        message: Array,
+        signal: Array,
+        z: Array,
+        x: Array,
+        zeros: Array,
+        zero: Array,
+        active: Array,
+        slope: Array,
     ) -> None:
-        np.greater(z, 0.0, out=active)
+        np.greater(z, zero, out=active)
         np.copyto(slope, active)  # a product of floats and bools would convert through a buffer of its own
         np.multiply(signal, slope, out=message)
 
@@ -100,16 +109,14 @@ class LeakyReLU(Activation):
 
     def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
         shape = parents[0]
-        return storage.constant(0.0, shape), storage.scratch(shape, np.bool_), storage.scratch(shape)
+        return storage.constant(0.0, ()), storage.scratch(shape, np.bool_), storage.scratch(shape)
 
-    def forward(self, z: Array, x: Array, zeros: Array, active: Array, slope: Array) -> None:
+    def forward(self, z: Array, x: Array, zero: Array, active: Array, slope: Array) -> None:
         np.multiply(x, self.negative_slope, out=slope)
         np.maximum(x, slope, out=z)
 
-    def to_x(
-        self, message: Array, signal: Array, z: Array, x: Array, zeros: Array, active: Array, slope: Array
-    ) -> None:
-        np.greater(z, 0.0, out=active)
+    def to_x(self, message: Array, signal: Array, z: Array, x: Array, zero: Array, active: Array, slope: Array) -> None:
+        np.greater(z, zero, out=active)
         np.copyto(slope, active)
         np.multiply(slope, 1.0 - self.negative_slope, out=slope)
         np.add(slope, self.negative_slope, out=slope)
