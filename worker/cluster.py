@@ -87,9 +87,9 @@ class RayTransport:
                 return str(node["NodeManagerAddress"])
         raise RemoteLost(f"the node of {remote.name} is gone")
 
-    def is_alive(self, remote: Remote) -> bool:
-        CALLS["is_alive"] += 1
-        return ACTORS.answers(remote.name)
+    def alive(self, remotes: Sequence[Remote]) -> set[str]:
+        CALLS["alive"] += 1
+        return ACTORS.answering([remote.name for remote in remotes])
 
     def wait(self, references: Sequence[Any], seconds: float) -> bool:
         CALLS["wait"] += 1
@@ -284,22 +284,17 @@ class RayActors:
         actor.options(max_restarts=0, max_task_retries=0, resources=resources, **options).remote(*arguments)
 
     def answers(self, name: str) -> bool:
-        return self._ask(name, "__ray_ready__") is not None
+        return bool(self.answering([name]))
+
+    def answering(self, names: Sequence[str]) -> set[str]:
+        """Those of `names` that answer within ANSWER_S, all asked at once; the others are killed."""
+        return set(self._ask_or_kill(names, "__ray_ready__"))
 
     def hold(self, worker: str, holder: str) -> bool:
-        return bool(self._ask(worker, "hold", holder))
+        return bool(self._ask_or_kill([worker], "hold", holder).get(worker))
 
     def holders(self, workers: Iterable[str], seconds: float) -> dict[str, str]:
-        calls = {}
-        for name in workers:
-            with suppress(RemoteLost):
-                calls[_on_health(name, "__ray_call__").remote(lambda worker: worker.holder)] = name
-        ready = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)[0] if calls else []
-        found = {}
-        for call in ready:
-            with suppress(*LOSSES):  # dead: silent
-                found[calls[call]] = str(ray.get(call))
-        return found
+        return self._ask(workers, seconds, "__ray_call__", lambda worker: worker.holder)
 
     def crew(self, trainer: str) -> Crew | None:
         described = _describe(trainer)
@@ -312,13 +307,26 @@ class RayActors:
         with suppress(RemoteLost):  # it is gone already
             ray.kill(_actor(name), no_restart=True)
 
-    def _ask(self, name: str, method: str, *arguments: Any) -> Any:
-        """The answer of the actor's second thread; None when there is none, and it is killed."""
-        try:
-            return ray.get(_on_health(name, method).remote(*arguments), timeout=ANSWER_S)
-        except (exceptions.GetTimeoutError, *LOSSES, RemoteLost):
-            self.kill(name)
-            return None
+    def _ask(self, names: Iterable[str], seconds: float, method: str, *arguments: Any) -> dict[str, Any]:
+        """The answers of the actors' second threads that are there within `seconds`, by name."""
+        calls = {}
+        for name in names:
+            with suppress(RemoteLost):
+                calls[_on_health(name, method).remote(*arguments)] = name
+        ready = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)[0] if calls else []
+        found = {}
+        for call in ready:
+            with suppress(*LOSSES):  # dead: silent
+                found[calls[call]] = ray.get(call)
+        return found
+
+    def _ask_or_kill(self, names: Sequence[str], method: str, *arguments: Any) -> dict[str, Any]:
+        """The answers that are there within ANSWER_S; who gives none is killed."""
+        found = self._ask(names, ANSWER_S, method, *arguments)
+        for name in names:
+            if name not in found:
+                self.kill(name)
+        return found
 
 
 ACTORS = RayActors()
