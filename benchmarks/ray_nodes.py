@@ -75,8 +75,8 @@ class RayNodes:
     ) -> None:
         """`folder`: below it lie the nodes' homes and logs. `settings`: further variables, of Ray; `of_nodes`: those of
         single nodes, by number. `hosts`: one a node, where there are any; whoever enters the block is on the first one
-        then. `own_cores`: node k keeps to core k, as far as there are cores, as machines of their own would. `at_first`:
-        only so many are started, and somebody else starts the rest."""
+        then. `own_cores`: node k keeps to core k, as far as there are cores, as machines of their own would. Only
+        `at_first` of them are started here, somebody else starts the rest."""
         environment = ray_environment(environ, token) | HEALTH_CHECKS | settings
         # It is what keeps Ray to 127.0.0.1, and to one node: here every address that is given is loopback.
         del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
