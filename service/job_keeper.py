@@ -131,8 +131,8 @@ class JobKeeper:
         for job in jobs.values():
             if job.id in self.held or job.id in self.waiting:
                 self._guarded(job, self._look)
-        self._claim()
         self._demand(jobs)
+        self._claim()
         self._broke_off = False
 
     def _look_at_disk(self) -> None:
