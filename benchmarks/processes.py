@@ -165,9 +165,10 @@ class Processes:
     def address(self, remote: Remote) -> str:
         return "127.0.0.1"
 
-    def is_alive(self, remote: Remote) -> bool:
-        found = self.remote(remote.name)
-        return not found.has_ended and found.process.is_alive()  # the system tells a little later than the pipe
+    def alive(self, remotes: Sequence[Remote]) -> set[str]:
+        asked = [self.remote(remote.name) for remote in remotes]
+        # The system tells a little later than the pipe.
+        return {each.name for each in asked if not each.has_ended and each.process.is_alive()}
 
     def remote(self, name: str) -> Process:
         return next(process for process in self.all if process.name == name)

@@ -70,17 +70,19 @@ class RayNodes:
         hosts: Sequence[Host] = (),
         of_nodes: Mapping[int, Mapping[str, str]] | None = None,
         own_cores: bool = False,
+        at_first: int | None = None,
         **settings: str,
     ) -> None:
         """`folder`: below it lie the nodes' homes and logs. `settings`: further variables, of Ray; `of_nodes`: those of
         single nodes, by number. `hosts`: one a node, where there are any; whoever enters the block is on the first one
-        then. `own_cores`: node k keeps to core k, as far as there are cores, as machines of their own would."""
+        then. `own_cores`: node k keeps to core k, as far as there are cores, as machines of their own would. Only
+        `at_first` of them are started here, somebody else starts the rest."""
         environment = ray_environment(environ, token) | HEALTH_CHECKS | settings
         # It is what keeps Ray to 127.0.0.1, and to one node: here every address that is given is loopback.
         del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
-        self._slots, self._environment, self._folder, self._hosts = slots, environment, folder, hosts
-        self._of_nodes, self._own_cores = of_nodes or {}, own_cores
-        self.address = f"{self._ip(0)}:{free_port(self._ip(0))}"
+        self._slots, self.environment, self._folder, self._hosts = slots, environment, folder, hosts
+        self._of_nodes, self._own_cores, self._at_first = of_nodes or {}, own_cores, at_first or len(slots)
+        self.address = f"{self.ip(0)}:{free_port(self.ip(0))}"
         self.nodes: list[RayNode] = []
 
     def __enter__(self) -> Self:
@@ -88,7 +90,7 @@ class RayNodes:
             self.nodes.append(self._start(0))
             host, _, port = self.address.rpartition(":")
             _wait(lambda: listens(host, int(port)))
-            self.nodes += [self._start(number) for number in range(1, len(self._slots))]
+            self.nodes += [self._start(number) for number in range(1, self._at_first)]
             for node in self.nodes:
                 _wait(lambda node=node: node.raylet)
         except BaseException:
@@ -113,12 +115,13 @@ class RayNodes:
             if node.process.poll() is not None:
                 self.restart(node)
 
-    def _start(self, number: int) -> RayNode:
+    def command(self, number: int) -> Command:
+        """What starts a node."""
         home = self._folder / f"home{number}"
         home.mkdir(exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix="fallline-", dir="/tmp"))
         options = {
-            "node-ip-address": self._ip(number),
+            "node-ip-address": self.ip(number),
             "num-cpus": self._slots[number],
             "dashboard-agent-listen-port": 0,
             "min-worker-port": 0,
@@ -136,15 +139,19 @@ class RayNodes:
             first = [f"--address={self.address}"]
         arguments = [str(Path(sys.executable).with_name("ray")), "start", *first, "--block", "--disable-usage-stats"]
         arguments += [f"--{name}={value}" for name, value in options.items()]
-        environment = {**self._environment, "FALLLINE_HOME": str(home), **self._of_nodes.get(number, {})}
-        command = Command(arguments, environment, temporary, remove=temporary)
+        environment = {**self.environment, "FALLLINE_HOME": str(home), **self._of_nodes.get(number, {})}
+        return Command(arguments, environment, temporary, remove=temporary)
+
+    def _start(self, number: int) -> RayNode:
+        command = self.command(number)
         cores = sorted(os.sched_getaffinity(0))
         kept = {cores[number % len(cores)]} if self._own_cores else set(cores)
         with self._hosts[number].entered() if self._hosts else nullcontext(), _held_to(kept):
             process = Child(command, self._folder / f"node{number}.log", 0.0)
-        return RayNode(number, self._ip(number), home, process)
+        return RayNode(number, self.ip(number), Path(command.environment["FALLLINE_HOME"]), process)
 
-    def _ip(self, number: int) -> str:
+    def ip(self, number: int) -> str:
+        """A node's address."""
         return self._hosts[number].address if self._hosts else f"127.0.0.{number + 2}"
 
     def _end(self) -> None:

@@ -136,7 +136,13 @@ class Controller:
             if time.monotonic() - begun > RAY_START_SECONDS:
                 raise ClusterLost(f"nothing listens on {address}")
         settings = self.settings
-        cluster = Cluster(address, settings.trainer_orphan_seconds, settings.exchange, settings.placement)
+        cluster = Cluster(
+            address,
+            settings.trainer_orphan_seconds,
+            settings.exchange,
+            settings.placement,
+            settings.node_rest_seconds,
+        )
         self._handle_signals()  # again: joining puts handlers of Ray's in their place
         keeper = JobKeeper(self.led, cluster, self.artifacts, self.settings, self.lead, self.disks)
         keeper.adopt()

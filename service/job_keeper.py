@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -37,6 +37,7 @@ from worker.plan import TrainerReport
 log = logging.getLogger(__name__)
 ASK_SECONDS, RECORD_SECONDS = 0.25, 0.5  # each record is a write to the disk, and the API's writes wait for it
 CLAIM_SECONDS = 1.0
+DEMAND_SECONDS = 5.0
 SAVE_SECONDS = 2.0  # of the supervisor's patience with this process
 METRIC_EVENT_SECONDS = 2.0
 ALL_EVENTS = 1_000_000
@@ -80,6 +81,7 @@ class JobKeeper:
         self._renewed_at = clock()
         self._broke_off = False
         self._claimed_at, self._claimed_number = -CLAIM_SECONDS, -1
+        self._demanded_at = -DEMAND_SECONDS
 
     def adopt(self) -> None:
         """Takes over what the last controller has left: call it once, before the first turn."""
@@ -129,6 +131,7 @@ class JobKeeper:
         for job in jobs.values():
             if job.id in self.held or job.id in self.waiting:
                 self._guarded(job, self._look)
+        self._demand(jobs)
         self._claim()
         self._broke_off = False
 
@@ -142,6 +145,7 @@ class JobKeeper:
     def save(self) -> None:
         """Has every job write a checkpoint, at the end of this process: Ray may be about to end, too."""
         self.cluster.save([held.handle for held in self.held.values()], SAVE_SECONDS)
+        self.cluster.demand(0)  # nodes with workers stay; whoever leads next says what else is wanted
 
     def _heard(self, handle: TrainerHandle) -> int:
         """The number of the trainer's last update that the store has."""
@@ -209,7 +213,9 @@ class JobKeeper:
             self.store.set_status_reason(job.id, epoch, reconcile.reason_to_wait(wanted, shards, slots))
             return
         plan = training_plan(job, self.store.get_dataset(job.dataset_id), self.settings)
-        self.held[job.id] = Held(self.cluster.start(plan, epoch, workers))
+        most = workers if wanted == "auto" else reconcile.bounds(wanted, shards)[1]
+        idle_cores = isinstance(wanted, Mapping)
+        self.held[job.id] = Held(self.cluster.start(plan, epoch, workers, most, idle_cores))
         self.waiting.discard(job.id)
         message = f"training starts; workers: {workers}, data shards: {shards}"
         event = NewEvent("log", "info", message, {"workers": workers, "shards": shards})
@@ -306,6 +312,14 @@ class JobKeeper:
             if claimed is not None:
                 self.waiting.add(claimed.id)
                 self._guarded(claimed, self._look)
+
+    def _demand(self, jobs: dict[str, JobRecord]) -> None:
+        """What the cluster is to have room for, seldom enough that a job more or less does not call for it twice."""
+        now = self._clock()
+        if now - self._demanded_at >= DEMAND_SECONDS:
+            self._demanded_at = now
+            running = {id: held.handle.workers for id, held in self.held.items() if id in jobs}
+            self._queue.demand(running | dict.fromkeys(self.waiting & jobs.keys(), 0), jobs)
 
     def _claim_expired(self) -> list[JobRecord]:
         """Jobs that have lost their controller, or their trainer. One that is being registered is the publisher's."""

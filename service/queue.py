@@ -1,8 +1,9 @@
 """The queue: which job is to be started next, and why the others wait."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from service import reconcile
+from service.reconcile import Wanted
 from service.records import JobRecord
 from service.settings import Settings
 from service.store import Store
@@ -43,12 +44,21 @@ class Queue:
                 self._store.explain_wait(job_id, reason)
         return choice.start
 
+    def demand(self, workers: Mapping[str, int], jobs: Mapping[str, JobRecord]) -> None:
+        """Have the cluster's autoscaler see for how many workers there is work: for the jobs that train or are
+        about to, by how many workers each has, and for those that may begin beside them."""
+        may_begin = self._settings.max_running_jobs - len(workers)
+        waiting = self._store.queued_jobs(may_begin) if may_begin > 0 else []
+        teams = [(jobs[id], has) for id, has in workers.items()] + [(job, 0) for job in waiting]
+        wanted = [reconcile.demand(workers_wanted(job), job.spec["distribution"]["shards"], has) for job, has in teams]
+        self._cluster.demand(min(sum(wanted), self._settings.worker_slots))
+
     def _candidate(self, job: JobRecord, now: float) -> reconcile.Waiting:
         unfit = now - self._unfit_since.get(job.id, now)
         return reconcile.Waiting(job.id, workers_wanted(job), job.spec["distribution"]["shards"], unfit)
 
 
-def workers_wanted(job: JobRecord) -> int | str:
-    """How many workers the job is to have: `auto`, or the number asked for last."""
-    wanted: int | str = job.workers_requested or job.spec["distribution"]["workers"]
+def workers_wanted(job: JobRecord) -> Wanted:
+    """How many workers the job is to have: what was asked for last, or what its spec has."""
+    wanted: Wanted = job.workers_requested or job.spec["distribution"]["workers"]
     return wanted

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+Wanted = int | str | Mapping[str, int]  # workers: a number, `auto`, or {"min": 1, "max": 8}
 LOST_TRAINERS_ALLOWED = 5
 OVERTAKING_SECONDS = 60.0
 
@@ -16,13 +17,18 @@ class Slots:
     free: int
     cpus: int
 
+    @property
+    def idle_cpus(self) -> int:
+        """CPUs on which no job's worker computes, were each to have one of its own."""
+        return max(self.cpus - (self.all - self.free), 0)
+
 
 @dataclass(frozen=True)
 class Waiting:
     """A queued job: what it asks for, and for how long it has been seen not to fit."""
 
     id: str
-    workers: int | str
+    workers: Wanted
     shards: int
     seconds: float
 
@@ -54,24 +60,39 @@ class Decision:
     reason: str
 
 
-def workers_for(wanted: int | str, shards: int, slots: Slots) -> int | None:
+def bounds(wanted: Wanted, shards: int) -> tuple[int, int]:
+    """The fewest and the most workers that a job is to have: a worker without a shard would idle, so never more."""
+    if wanted == "auto":
+        return 1, shards
+    least, most = (wanted["min"], wanted["max"]) if isinstance(wanted, Mapping) else (int(wanted), int(wanted))
+    return min(least, shards), min(most, shards)
+
+
+def demand(wanted: Wanted, shards: int, has: int) -> int:
+    """For how many workers a job has work, of which it `has` some: as many as it may have; "auto" takes what there is,
+    and calls for no more than one."""
+    return max(has, 1 if wanted == "auto" else bounds(wanted, shards)[1])
+
+
+def workers_for(wanted: Wanted, shards: int, slots: Slots) -> int | None:
     """How many workers a job starts with; None: not enough slots are free now, so it waits.
 
-    A worker without a shard would idle: never more than `shards`. "auto" takes what is free, up to one a core; a number
-    is waited for, unless the cluster has never that many slots. The weights do not depend on the answer.
+    "auto" takes what is free, up to one a core; a number is waited for, and so is the least of a range, unless the
+    cluster has not that many slots; what a range has beyond that, it has where cores are idle. The weights do not
+    depend on the answer.
     """
-    needed = slots_needed(wanted, shards, slots)
+    needed, most = slots_needed(wanted, shards, slots), bounds(wanted, shards)[1]
     if slots.free < needed:
         return None
-    return max(1, min(shards, slots.free, slots.cpus)) if wanted == "auto" else needed
+    return max(needed, min(most, slots.free, slots.cpus if wanted == "auto" else slots.idle_cpus))
 
 
-def slots_needed(wanted: int | str, shards: int, slots: Slots) -> int:
+def slots_needed(wanted: Wanted, shards: int, slots: Slots) -> int:
     """The least number of slots that the job starts with."""
-    return 1 if wanted == "auto" else max(1, min(int(wanted), shards, slots.all))
+    return max(1, min(bounds(wanted, shards)[0], slots.all))
 
 
-def reason_to_wait(wanted: int | str, shards: int, slots: Slots) -> str:
+def reason_to_wait(wanted: Wanted, shards: int, slots: Slots) -> str:
     """Why a job waits that does not fit, in words for its `status_reason`."""
     if slots.all == 0:
         return (

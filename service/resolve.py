@@ -18,7 +18,7 @@ from service.resolve_data import ResolvedData, resolve_data
 from service.resolve_network import ResolvedNetwork, resolve_network
 from service.resolve_training import ResolvedTraining, resolve_training
 from service.resolve_warm_start import Source, adopt, adopt_data, check_network
-from service.schemas import JobSpec
+from service.schemas import JobSpec, WorkerRange
 
 _OTHER_VECTORS = 3  # two of parameters, one of the best ones
 
@@ -61,8 +61,11 @@ def resolve(
     network = resolve_network(spec, data, limits.max_parameters)
     if source is not None:
         check_network(stated, network.spec, source)
-    if spec.distribution.workers != AUTO:
-        check_workers("distribution.workers", int(spec.distribution.workers), limits)
+    workers = spec.distribution.workers
+    if isinstance(workers, WorkerRange):
+        check_workers("distribution.workers.max", workers.max, limits)
+    elif workers != AUTO:
+        check_workers("distribution.workers", int(workers), limits)
     resolved = _resolved(spec, dataset, data, training, network)
     plan = {"object": "plan", "spec": resolved} | _plan(data, training, network)
     if source is not None:

@@ -25,6 +25,7 @@ from service.schemas_network import Network
 from service.tracked import MLFLOW_NAME, PRODUCTION
 from worker.local_steps import OUTER
 
+MOST_WORKERS = 100_000
 WARM_STARTS = (
     "null, {job: job_...}, {job: job_..., step: 400}, {model: digits}, {model: digits, version: 3} or "
     "{model: digits, alias: production}"
@@ -135,16 +136,42 @@ class Training(Section):
         return EarlyStopping.model_validate(value)
 
 
+class WorkerRange(Section):
+    """So many workers at least, and as many more as there are idle cores for."""
+
+    min: Annotated[int, *whole(1, MOST_WORKERS)]
+    max: Annotated[int, *whole(1, MOST_WORKERS)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise wrong("min to be at most max", self.model_dump())
+        return self
+
+
 class Distribution(Section):
     """How the work is cut up."""
 
-    workers: Annotated[int | str, *whole(1, 100_000, auto=True)] = AUTO
+    workers: WorkerRange | int | str = AUTO
     shards: Annotated[int | str, *whole(1, 4096, auto=True)] = AUTO
     mode: Annotated[str, *choice("sync", "local")] = "sync"
     local_steps: Annotated[int, *whole(1, 10_000)] = 1
     outer: Annotated[str, *choice(*OUTER)] = "average"
     threads_per_worker: Annotated[int, *whole(1, 1024)] = 1
     gradient_precision: Annotated[str, *choice("full", "half")] = "full"
+
+    @field_validator("workers", mode="wrap")
+    @classmethod
+    def _workers(cls, value: Any, handler: Any) -> Any:
+        if isinstance(value, dict | WorkerRange):
+            return WorkerRange.model_validate(value)
+        if value == AUTO:
+            return value
+        if isinstance(value, float) and value.is_integer():
+            value = int(value) if abs(value) <= MOST_WORKERS else value
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_WORKERS:
+            raise wrong(f"auto, a whole number between 1 and {MOST_WORKERS} or {{min: 1, max: 8}}", value)
+        return value
 
 
 class Model(Section):
@@ -223,7 +250,7 @@ class JobSpec(Section):
 class ScaleRequest(Section):
     """With how many workers a job goes on."""
 
-    workers: Annotated[int, *whole(1, 100_000)]
+    workers: Annotated[int, *whole(1, MOST_WORKERS)]
 
 
 class DeployRequest(Section):

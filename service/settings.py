@@ -69,6 +69,12 @@ SETTINGS: tuple[Setting, ...] = (
         str(CACHE_BYTES),
         "what a node of a Ray cluster keeps of the datasets that it was sent, in bytes: in its own environment",
     ),
+    Setting(
+        "FALLLINE_NODE_REST_SECONDS",
+        "300",
+        "where no job has been for so long, other nodes than the service's own keep no workers ready, so that an "
+        "autoscaler may take them away",
+    ),
     Setting("FALLLINE_URL", "", "where client and command line look for the service; empty: where it runs on the home"),
     Setting("FALLLINE_LOG_LEVEL", "info", "debug, info, warning or error"),
 )
@@ -102,6 +108,7 @@ class Settings:
     max_parameters: int
     loaded_models: int
     node_cache_bytes: int
+    node_rest_seconds: float
     log_level: str
 
     @property
@@ -195,6 +202,7 @@ class Settings:
             max_parameters=_integer(environ, "FALLLINE_MAX_PARAMETERS", 1, 2**40),
             loaded_models=_integer(environ, "FALLLINE_LOADED_MODELS", 1, 100_000),
             node_cache_bytes=_integer(environ, "FALLLINE_NODE_CACHE_BYTES", 1, 2**60),
+            node_rest_seconds=_number(environ, "FALLLINE_NODE_REST_SECONDS"),
             log_level=_choice(environ, "FALLLINE_LOG_LEVEL", ("debug", "info", "warning", "error")),
         )
 

@@ -6,6 +6,7 @@ they outlive the controller and are found again by name; they are made ahead of 
 """
 
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from worker.aggregator import ParameterAggregator
@@ -24,12 +26,13 @@ from worker.gradient_worker import GradientWorker
 from worker.placement import PACK, Node
 from worker.plan import TrainerReport, TrainingPlan
 from worker.pool import AGGREGATOR, NOBODY, TRAINER, WORKER, Capacity, Crew, Pool, kind_of, node_of, recruit
-from worker.trainer_host import AUTO, TrainerHost
+from worker.trainer_host import AUTO, LINKS, TrainerHost
 
 log = logging.getLogger(__name__)
 NAMESPACE = "fallline"
 SLOT, HOME = "worker_slots", "home"  # resources that `ray start` gives a node
 GONE = "f" * 56  # a node that there is not
+ALONE = "127.0.0.1"  # the address of a node that no other machine can reach
 ANSWER_S = 10.0  # an idle actor that does not answer within this is taken for dead, and killed
 START_S = 60.0  # a new one may take this long
 # What a call ends with when a process that it depends on, its node or what it has said is gone.
@@ -87,9 +90,9 @@ class RayTransport:
                 return str(node["NodeManagerAddress"])
         raise RemoteLost(f"the node of {remote.name} is gone")
 
-    def is_alive(self, remote: Remote) -> bool:
-        CALLS["is_alive"] += 1
-        return ACTORS.answers(remote.name)
+    def alive(self, remotes: Sequence[Remote]) -> set[str]:
+        CALLS["alive"] += 1
+        return ACTORS.answering([remote.name for remote in remotes])
 
     def wait(self, references: Sequence[Any], seconds: float) -> bool:
         CALLS["wait"] += 1
@@ -105,7 +108,7 @@ class RayTransport:
     def recruit(self, beside: bool) -> Remote | None:
         CALLS["recruit"] += 1
         self.forget_leavers()
-        name = recruit(ACTORS, self._crew.trainer, self._workers, self._crew.placement, beside)
+        name = recruit(ACTORS, self._crew, self._workers, beside)
         return None if name is None else self.remote(name)
 
     def release(self, remote: Remote, detached: Reference) -> None:
@@ -129,6 +132,11 @@ class TrainerHandle:
     def __init__(self, job_id: str, attempt: int, crew: Crew, saw: Callable[[str, tuple[str, ...]], Crew]) -> None:
         """`saw` is told of the trainer's workers at each poll, and says what the crew is by now."""
         self.job_id, self.attempt, self.crew, self._saw = job_id, attempt, crew, saw
+
+    @property
+    def workers(self) -> int:
+        """How many it had when it was heard last, those that are about to join included."""
+        return len(self.crew.workers)
 
     def poll(self, acknowledged: int) -> TrainerReport:
         """Where it stands. Updates up to number `acknowledged` are forgotten."""
@@ -171,18 +179,26 @@ class TrainerHandle:
 class Cluster:
     """The controller's view: what there is, what runs, and a pool of actors that wait for jobs."""
 
-    def __init__(self, address: str, orphan_seconds: float, exchange: str = AUTO, placement: str = PACK) -> None:
+    def __init__(
+        self,
+        address: str,
+        orphan_seconds: float,
+        exchange: str = AUTO,
+        placement: str = PACK,
+        rest_seconds: float = math.inf,
+    ) -> None:
         """Join the cluster at `address`. Raises ClusterLost when there is none.
 
         `exchange`: OBJECTS has gradients travel by object references even where shared memory would do. `placement`:
-        worker.placement.STRATEGIES.
+        worker.placement.STRATEGIES. `rest_seconds`: worker.pool.Pool.
         """
         self._orphan_seconds, self._exchange = orphan_seconds, exchange
         try:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
         except (ConnectionError, RuntimeError, exceptions.RayError) as error:
             raise ClusterLost(f"no cluster at {address}: {error}") from error
-        self._pool = Pool(ACTORS, placement)
+        self._pool = Pool(ACTORS, placement, rest_seconds)
+        self._demanded: int | None = None
 
     def capacity(self) -> Capacity:
         """CPUs and worker slots of the whole cluster; slots of idle workers count as free."""
@@ -194,19 +210,45 @@ class Cluster:
         """Make actors ahead, until so many of each wait."""
         self._pool.warm(trainers, workers)
 
-    def start(self, plan: TrainingPlan, attempt: int, workers: int) -> TrainerHandle:
+    def demand(self, workers: int) -> None:
+        """Have the cluster's autoscaler, if it has one, see to nodes for so many workers in all, a core each; those
+        that are there count. It stays so until another number is demanded. Raises ClusterLost."""
+        if workers == self._demanded or not self._may_grow():
+            return
+        try:
+            request_resources(bundles=[{"CPU": 1, SLOT: 1}] * workers)
+        except exceptions.RayError as error:
+            raise ClusterLost(str(error)) from error
+        self._demanded = workers
+
+    def start(
+        self, plan: TrainingPlan, attempt: int, workers: int, most: int | None = None, idle_cores: bool = False
+    ) -> TrainerHandle:
         """Start the job on `workers` workers, from the pool as far as it goes. Raises TrainerLost, all ended again.
 
-        Where there are not as many, those that are missing join when they are to be had.
+        Where there are not as many, or not `most`, those that are missing join when they are to be had, with
+        `idle_cores` only where a core is idle. A job that may outgrow its trainer's node has no shared memory.
         """
-        crew = self._pool.take(workers)
+        crew, most = self._pool.take(workers, idle_cores), max(workers, most or 0)
+        exchange = LINKS if self._exchange == AUTO and self._outgrows(crew, most) else self._exchange
         handle = TrainerHandle(plan.job_id, attempt, crew, self._pool.saw)
         try:
-            handle._call("start", plan, attempt, crew, workers, self._orphan_seconds, self._exchange, timeout=START_S)
+            handle._call("start", plan, attempt, crew, most, self._orphan_seconds, exchange, timeout=START_S)
         except TrainerLost:
             self.kill(handle)
             raise
         return handle
+
+    @staticmethod
+    def _may_grow() -> bool:
+        """Whether others could join: none can where all is bound to this machine alone."""
+        return any(node["NodeManagerAddress"] != ALONE for node in ray.nodes())
+
+    def _outgrows(self, crew: Crew, most: int) -> bool:
+        """Whether the job may come to have workers on other nodes than its trainer's."""
+        nodes = ACTORS.nodes()
+        own = sum(min(node.cpus, node.slots) for node in nodes if node.name == node_of(crew.trainer))
+        return most > max(own, len(crew.workers)) and self._may_grow()
 
     def running(self) -> list[TrainerHandle]:
         """The jobs that were found running when this process joined, and those started since."""
@@ -284,22 +326,17 @@ class RayActors:
         actor.options(max_restarts=0, max_task_retries=0, resources=resources, **options).remote(*arguments)
 
     def answers(self, name: str) -> bool:
-        return self._ask(name, "__ray_ready__") is not None
+        return bool(self.answering([name]))
+
+    def answering(self, names: Sequence[str]) -> set[str]:
+        """Those of `names` that answer within ANSWER_S, all asked at once; the others are killed."""
+        return set(self._ask_or_kill(names, "__ray_ready__"))
 
     def hold(self, worker: str, holder: str) -> bool:
-        return bool(self._ask(worker, "hold", holder))
+        return bool(self._ask_or_kill([worker], "hold", holder).get(worker))
 
     def holders(self, workers: Iterable[str], seconds: float) -> dict[str, str]:
-        calls = {}
-        for name in workers:
-            with suppress(RemoteLost):
-                calls[_on_health(name, "__ray_call__").remote(lambda worker: worker.holder)] = name
-        ready = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)[0] if calls else []
-        found = {}
-        for call in ready:
-            with suppress(*LOSSES):  # dead: silent
-                found[calls[call]] = str(ray.get(call))
-        return found
+        return self._ask(workers, seconds, "__ray_call__", lambda worker: worker.holder)
 
     def crew(self, trainer: str) -> Crew | None:
         described = _describe(trainer)
@@ -312,13 +349,26 @@ class RayActors:
         with suppress(RemoteLost):  # it is gone already
             ray.kill(_actor(name), no_restart=True)
 
-    def _ask(self, name: str, method: str, *arguments: Any) -> Any:
-        """The answer of the actor's second thread; None when there is none, and it is killed."""
-        try:
-            return ray.get(_on_health(name, method).remote(*arguments), timeout=ANSWER_S)
-        except (exceptions.GetTimeoutError, *LOSSES, RemoteLost):
-            self.kill(name)
-            return None
+    def _ask(self, names: Iterable[str], seconds: float, method: str, *arguments: Any) -> dict[str, Any]:
+        """The answers of the actors' second threads that are there within `seconds`, by name."""
+        calls = {}
+        for name in names:
+            with suppress(RemoteLost):
+                calls[_on_health(name, method).remote(*arguments)] = name
+        ready = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)[0] if calls else []
+        found = {}
+        for call in ready:
+            with suppress(*LOSSES):  # dead: silent
+                found[calls[call]] = ray.get(call)
+        return found
+
+    def _ask_or_kill(self, names: Sequence[str], method: str, *arguments: Any) -> dict[str, Any]:
+        """The answers that are there within ANSWER_S; who gives none is killed."""
+        found = self._ask(names, ANSWER_S, method, *arguments)
+        for name in names:
+            if name not in found:
+                self.kill(name)
+        return found
 
 
 ACTORS = RayActors()

@@ -47,8 +47,8 @@ class Transport(Protocol):
     def address(self, remote: Remote) -> str:
         """Of the process's machine, as the others' processes reach it. RemoteLost: it is gone."""
 
-    def is_alive(self, remote: Remote) -> bool:
-        """Whether the process still answers; one that does not is killed."""
+    def alive(self, remotes: Sequence[Remote]) -> set[str]:
+        """The names of those that still answer, all asked at once; who does not is killed."""
 
     def is_ready(self, reference: Reference) -> bool:
         """Whether `get` would not wait."""

@@ -21,8 +21,10 @@ class Node:
     has_home: bool = False
 
 
-def choose(nodes: Sequence[Node], busy: Mapping[str, int], own: Mapping[str, int], strategy: str) -> str | None:
-    """The node for one more worker; None: all slots are taken.
+def choose(
+    nodes: Sequence[Node], busy: Mapping[str, int], own: Mapping[str, int], strategy: str, idle_core: bool = False
+) -> str | None:
+    """The node for one more worker; None: all slots are taken, or with `idle_core` all cores.
 
     `nodes`: that of the trainer first. `busy`, `own`: how many workers of any job, of this job, each node has already.
     A core that nobody computes on comes before a node on which workers would share one. Then PACK takes the node that
@@ -35,7 +37,8 @@ def choose(nodes: Sequence[Node], busy: Mapping[str, int], own: Mapping[str, int
         mine, load = own.get(node.name, 0), busy.get(node.name, 0) / max(node.cpus, 1)
         return (mine, node is nodes[0], -load) if strategy == PACK else (-mine, -load, node is nodes[0])
 
-    return max(idle or room, key=preference).name if room else None
+    found = idle if idle_core else idle or room
+    return max(found, key=preference).name if found else None
 
 
 def choose_all(nodes: Sequence[Node], busy: Mapping[str, int], workers: int, strategy: str) -> list[str]:

@@ -9,9 +9,11 @@ trainers take workers and give them back without asking anybody: what the pool b
 worker's own word counts. Every actor is found again by name when the controller is another one.
 """
 
+import math
+import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,6 +21,7 @@ from worker.placement import PACK, Node, choose, choose_all, trainer_place
 
 TRAINER, AGGREGATOR, WORKER = "TrainerHost", "ParameterAggregator", "GradientWorker"
 NOBODY = ""  # holds the workers that wait
+RESTING = "nobody any more"  # and those that are about to be ended
 SOON_S = 1.0  # who does not answer within this may be busy, or not there yet
 
 
@@ -39,6 +42,7 @@ class Crew:
     aggregators: tuple[str, ...]  # at least one
     workers: tuple[str, ...]
     placement: str = PACK  # of further workers
+    idle_cores: bool = False  # further workers go where a core is idle, and nowhere else
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -98,8 +102,8 @@ def has_room(names: set[str], node: Node) -> bool:
     return sum(kind_of(name) == WORKER and node_of(name) == node.name for name in names) < node.slots
 
 
-def recruit(actors: Actors, holder: str, own: list[str], placement: str = PACK, beside: bool = False) -> str | None:
-    """A worker for the trainer `holder`: one that waits, or a new one where there is a free slot; else None.
+def recruit(actors: Actors, crew: Crew, own: list[str], beside: bool = False) -> str | None:
+    """A worker for `crew`'s trainer: one that waits, or a new one where there is a free slot; else None.
 
     `beside`: on the trainer's own node, and on no other. Its name is added to `own`, the trainer's workers, before it
     is the trainer's: who lists the actors first, and asks for the trainer's crew then, never finds one of whom nobody
@@ -107,12 +111,12 @@ def recruit(actors: Actors, holder: str, own: list[str], placement: str = PACK, 
     """
     workers = {name for name in actors.names() if kind_of(name) == WORKER}
     waiting = {name for name, held_by in actors.holders(workers - set(own), SOON_S).items() if held_by == NOBODY}
-    nodes = actors.nodes()[:1] if beside else actors.nodes()
-    while (at := choose(nodes, _per_node(workers - waiting), _per_node(own), placement)) is not None:
+    nodes, where = actors.nodes()[:1] if beside else actors.nodes(), (crew.placement, crew.idle_cores)
+    while (at := choose(nodes, _per_node(workers - waiting), _per_node(own), *where)) is not None:
         name = next((name for name in sorted(waiting) if node_of(name) == at), None)
         if name is not None:
             own.append(name)
-            if actors.hold(name, holder):
+            if actors.hold(name, crew.trainer):
                 return name
             own.remove(name)
             waiting.remove(name)  # somebody else was faster, or it is dead
@@ -122,7 +126,7 @@ def recruit(actors: Actors, holder: str, own: list[str], placement: str = PACK, 
             return None
         name = new_name(WORKER, at)
         own.append(name)
-        actors.create(name, holder)
+        actors.create(name, crew.trainer)
         return name
     return None
 
@@ -134,9 +138,19 @@ def _per_node(names: Iterable[str]) -> Counter[str]:
 class Pool:
     """The controller's view of all actors."""
 
-    def __init__(self, actors: Actors, placement: str = PACK) -> None:
-        """Whatever an earlier controller has left: trainers at work with their crews, and the rest as idle."""
-        self._actors, self._placement = actors, placement
+    def __init__(
+        self,
+        actors: Actors,
+        placement: str = PACK,
+        rest_seconds: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Whatever an earlier controller has left: trainers at work with their crews, and the rest as idle.
+
+        `rest_seconds`: nobody waits any longer on a node that no job has used for so long.
+        """
+        self._actors, self._placement, self._rest_seconds, self._clock = actors, placement, rest_seconds, clock
+        self._used_at: dict[str, float] = {}  # by node: when a job was seen there last, or else the node itself first
         self._idle: dict[str, list[str]] = {TRAINER: [], AGGREGATOR: [], WORKER: []}
         self.busy: dict[str, Crew] = {}  # by the trainer's name
         names = actors.names()
@@ -156,9 +170,7 @@ class Pool:
 
     def warm(self, trainers: int, workers: int) -> None:
         """Make actors ahead, until so many of each wait, as far as there is room for them."""
-        nodes = self._actors.nodes()
-        alive = {node.name for node in nodes}
-        self._idle = {kind: [name for name in idle if node_of(name) in alive] for kind, idle in self._idle.items()}
+        nodes = self._awake()
         while len(self._idle[WORKER]) < workers:
             # As for the one job that would take them all.
             busy = self._busy() + _per_node(self._idle[WORKER])
@@ -172,16 +184,34 @@ class Pool:
             for _ in range(trainers - _per_node(self._idle[kind])[place]):
                 self._idle[kind].append(self._make(kind, place))
 
-    def take(self, workers: int) -> Crew:
+    def _awake(self) -> list[Node]:
+        """The nodes on which actors are to wait: this process's own, and those that a job has used of late. On the
+        others nobody is left: a node where nothing runs is one that an autoscaler may take away."""
+        first, *others = self._actors.nodes()
+        now, used = self._clock(), {node_of(name) for crew in self.busy.values() for name in crew.all}
+        self._used_at = {
+            node.name: now if node.name in used else self._used_at.get(node.name, now) for node in (first, *others)
+        }
+        awake = [first, *(node for node in others if now - self._used_at[node.name] <= self._rest_seconds)]
+        names = {node.name for node in awake}
+        for kind, idle in self._idle.items():
+            self._idle[kind] = [name for name in idle if node_of(name) in names]
+            for name in set(idle) - set(self._idle[kind]):
+                # A worker may have been recruited meanwhile: its own word counts.
+                if kind != WORKER or self._actors.hold(name, RESTING):
+                    self._actors.kill(name)
+        return awake
+
+    def take(self, workers: int, idle_cores: bool = False) -> Crew:
         """The actors for a job, from those that wait as far as they go. Fewer workers where there is no room for more:
-        the job's trainer recruits the rest."""
+        the job's trainer recruits the rest, with `idle_cores` only where a core is idle."""
         nodes = self._actors.nodes()
         places = choose_all(nodes, self._busy(), workers, self._placement)
         trainer = self._take(TRAINER, trainer_place(nodes, places))
         found = tuple(name for at in places if (name := self._take(WORKER, at, trainer)))
         used = list(dict.fromkeys(map(node_of, found))) or [node_of(trainer)]
         aggregators = tuple(self._take(AGGREGATOR, node) for node in used)
-        crew = self.busy[trainer] = Crew(trainer, aggregators, found, self._placement)
+        crew = self.busy[trainer] = Crew(trainer, aggregators, found, self._placement, idle_cores)
         return crew
 
     def saw(self, trainer: str, workers: tuple[str, ...]) -> Crew:

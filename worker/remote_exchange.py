@@ -123,8 +123,7 @@ class RemoteExchange(OverCrew, ABC):
         """Until one of them is there. Where none comes for SILENCE_S, `asked`, or everybody, is asked whether they
         live: who hangs is killed for that silence, and is not waited for; who has much to do is waited for."""
         while not self._transport.wait(references, SILENCE_S):
-            everybody = (*self._crew.members, *self._aggregators)
-            silent = [each.name for each in asked or everybody if not self._transport.is_alive(each)]
+            silent = self._silent(asked or (*self._crew.members, *self._aggregators))
             if silent:
                 raise RemoteLost(f"no answer from {', '.join(silent)}")
 
@@ -134,10 +133,16 @@ class RemoteExchange(OverCrew, ABC):
         `began`: when it was noticed, if not now.
         """
         began = self._clock() if began is None else began
-        dead = [worker for worker in self._crew.members if not self._transport.is_alive(worker)]
-        if not dead or not all(self._transport.is_alive(each) for each in self._aggregators):
+        silent = self._silent((*self._crew.members, *self._aggregators))
+        dead = [worker for worker in self._crew.members if worker.name in silent]
+        if not dead or len(dead) < len(silent):  # an aggregator among them
             raise error
         self._crew.lose(dead, self._committed + 1, error, began)
+
+    def _silent(self, asked: Sequence[Remote]) -> list[str]:
+        """Who of them does not answer, by name: all are asked at once, so that many cost no more time than one."""
+        alive = self._transport.alive(asked)
+        return [each.name for each in asked if each.name not in alive]
 
     def _dealt(self) -> list[tuple[Remote, tuple[int, ...]]]:
         """The workers that have shards, with them."""

@@ -38,7 +38,7 @@ from worker.trainer import OpenExchange, Trainer
 
 log = logging.getLogger(__name__)
 DIVERGENCE_HINT = "lower optimizer.learning_rate, or set optimizer.clip_norm (1.0 is a good start)"
-AUTO, OBJECTS = "auto", "objects"  # exchanges
+AUTO, LINKS, OBJECTS = "auto", "links", "objects"  # exchanges: shared memory if it can be, sockets, references
 SAVED_LOOK_S = 0.05  # how often who waits for a checkpoint looks whether the run has ended
 
 
@@ -143,7 +143,7 @@ class TrainerHost:
                 remotes = [connection.remote(name) for name in crew.workers]
                 members = Members(steps, remotes, connection, recorder.event, look=look, wanted=workers)
                 members.admit(wait=True)
-                if exchange != OBJECTS and shared_memory.suits(steps, members):
+                if exchange == AUTO and shared_memory.suits(steps, members):
                     return SharedMemoryExchange(steps, seed, members, connection)
                 aggregators = members.alike([connection.remote(name) for name in crew.aggregators])
                 if exchange != OBJECTS:

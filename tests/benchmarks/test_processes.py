@@ -19,4 +19,4 @@ def test_who_was_lost_is_not_alive_though_the_system_is_still_ending_it() -> Non
             os.kill(transport.remote(worker.name).process.pid, signal.SIGKILL)
             with pytest.raises(RemoteLost):
                 transport.get([worker.call("__len__")])
-            assert not transport.is_alive(worker)
+            assert not transport.alive([worker])

@@ -24,7 +24,7 @@ TOKEN = "RAY_AUTH_TOKEN"
 
 
 @contextmanager
-def service_on(nodes: RayNodes, worker_slots: int, table: Path, secret: Path) -> Iterator[Watched]:
+def service_on(nodes: RayNodes, worker_slots: int, table: Path, secret: Path, **settings: str) -> Iterator[Watched]:
     """The service, on the head's machine and home, with `table` as the dataset `points`; its jobs are spread over the
     nodes. It reads the cluster's token from a file in the folder `secret`."""
     token = secret / "token"
@@ -35,7 +35,7 @@ def service_on(nodes: RayNodes, worker_slots: int, table: Path, secret: Path) ->
         "FALLLINE_WORKER_SLOTS": str(worker_slots),
         "FALLLINE_LEASE_SECONDS": str(LEASE_SECONDS),
         "RAY_AUTH_TOKEN_PATH": str(token),
-    }
+    } | settings
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(TOKEN)
         local = LocalService(nodes.nodes[0].home, environ)

@@ -75,7 +75,7 @@ class SimulatedHandle:
 
     def __init__(self, controller: "SimulatedController", trainer: SimulatedTrainer) -> None:
         self.controller, self.trainer = controller, trainer
-        self.job_id, self.attempt = trainer.job_id, trainer.attempt
+        self.job_id, self.attempt, self.workers = trainer.job_id, trainer.attempt, trainer.workers
 
     def poll(self, acknowledged: int) -> TrainerReport:
         with self.controller.world.call(self.controller):
@@ -123,7 +123,10 @@ class SimulatedCluster:
     def warm(self, trainers: int, workers: int) -> None:
         return
 
-    def start(self, plan: Any, attempt: int, workers: int) -> SimulatedHandle:
+    def demand(self, workers: int) -> None:
+        return
+
+    def start(self, plan: Any, attempt: int, workers: int, most: int, idle_cores: bool) -> SimulatedHandle:
         world = self.world
         with world.call(self.controller):
             if self.controller.disk.seen is not None:

@@ -38,7 +38,7 @@ class SimulatedStore:
 
     def submit(self, random: Random) -> None:
         number = len(self.jobs) + 1
-        workers = random.choice(("auto", 1, 2, 4))
+        workers = random.choice(("auto", 1, 2, 4, {"min": 1, "max": 3}))
         spec = {
             "distribution": {"workers": workers, "shards": 4},
             "model": {"deploy": "never"},

@@ -216,7 +216,7 @@ class SimulatedDisk:
 class Settings:
     """What the keeper reads of the settings."""
 
-    max_running_jobs = 3
+    max_running_jobs, worker_slots = 3, 4
 
 
 class Artifacts:

@@ -14,7 +14,9 @@ from service.reconcile import (
     Slots,
     Waiting,
     after_lost_trainer,
+    bounds,
     choose,
+    demand,
     deploy_decision,
     may_claim,
     workers_for,
@@ -43,6 +45,26 @@ def test_auto_takes_a_core_each() -> None:
     assert workers_for("auto", shards=8, slots=Slots(16, 16, 2)) == 2
     assert workers_for("auto", shards=8, slots=Slots(16, 1, 4)) == 1
     assert workers_for("auto", shards=1, slots=Slots(16, 16, 4)) == 1
+
+
+RANGE = {"min": 2, "max": 6}
+
+
+def test_a_range_begins_with_its_least_and_has_more_where_cores_are_idle() -> None:
+    assert bounds(RANGE, shards=4) == (2, 4)
+    assert workers_for(RANGE, shards=8, slots=Slots(16, 16, 4)) == 4
+    assert workers_for(RANGE, shards=8, slots=Slots(16, 16, 8)) == 6
+    assert workers_for(RANGE, shards=8, slots=Slots(16, 13, 8)) == 5
+    assert workers_for(RANGE, shards=8, slots=Slots(16, 12, 4)) == 2  # all cores have a worker
+    assert workers_for(RANGE, shards=8, slots=Slots(16, 1, 4)) is None
+    assert workers_for(RANGE, shards=8, slots=Slots(1, 1, 1)) == 1  # the cluster has no more
+
+
+def test_a_job_calls_for_as_many_workers_as_it_may_have() -> None:
+    assert demand(RANGE, shards=8, has=0) == demand(RANGE, shards=8, has=3) == 6
+    assert demand(3, shards=2, has=0) == 2
+    assert demand("auto", shards=8, has=0) == 1
+    assert demand("auto", shards=8, has=4) == 4  # which it keeps
 
 
 def test_claims_wait_for_the_job_that_waits() -> None:

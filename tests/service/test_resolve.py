@@ -312,6 +312,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("training.batch_size", {"training": {"batch_size": 785}}),
     ("distribution.shards", {"distribution": {"shards": 33}}),
     ("distribution.workers", {"distribution": {"workers": 17}}),
+    ("distribution.workers.max", {"distribution": {"workers": {"min": 1, "max": 17}}}),
     ("optimizer.momentum", {"optimizer": {"name": "adam", "momentum": 0.9}}),
     ("optimizer.momentum", {"optimizer": {"momentum": 0.9}}),
     ("optimizer.nesterov", {"optimizer": {"name": "sgd", "nesterov": True}}),

@@ -203,6 +203,13 @@ WRONG: list[tuple[str, Any]] = [
     ("training.class_weight.a", float("nan")),
     ("training.class_weight.a", HUGE),
     ("distribution.workers", 0),
+    ("distribution.workers", "two"),
+    ("distribution.workers", True),
+    ("distribution.workers", None),
+    ("distribution.workers", 2.5),
+    ("distribution.workers", HUGE),
+    ("distribution.workers", [1, 2]),
+    ("distribution.workers", {"min": 3, "max": 2}),
     ("distribution.shards", 4097),
     ("distribution.threads_per_worker", None),
     ("distribution.mode", "async"),
@@ -235,6 +242,22 @@ def test_what_is_wrong_is_named_by_its_path(path: str, value: Any) -> None:
     assert refusal.value.message.startswith(refusal.value.param or "?")
     assert "\n" not in refusal.value.message
     assert len(refusal.value.message) < 400
+
+
+def test_a_range_of_workers() -> None:
+    assert spec(distribution={"workers": {"min": 1, "max": 3}}).model_dump()["distribution"]["workers"] == {
+        "min": 1,
+        "max": 3,
+    }
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("max", {"min": 1}),
+        ("min", {"min": 0, "max": 2}),
+        ("most", {"min": 1, "max": 2, "most": 3}),
+    ]
+    for field, value in wrong:
+        with pytest.raises(SpecError) as refusal:
+            spec(distribution={"workers": value})
+        assert refusal.value.param == f"distribution.workers.{field}"
 
 
 def test_an_element_of_a_list_is_named_by_its_number() -> None:

@@ -313,12 +313,27 @@ def test_a_worker_does_one_call_at_a_time_and_answers_meanwhile(cluster: Cluster
     assert isinstance(worker, RayRemote)
     try:
         calls = [worker.call("__ray_call__", stay) for _ in range(2)]
-        assert transport.is_alive(worker)
+        assert transport.alive([worker])
         assert not transport.is_ready(calls[0])
         transport.get([worker.handle.__ray_call__.options(concurrency_group=HEALTH).remote(let_leave)])
         assert transport.get(calls) == [["in", "out"], ["in", "out", "in", "out"]]
     finally:
         transport.dismiss(worker)
+
+
+def test_silent_processes_are_asked_all_at_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that are stopped cost as long as one: each by itself would cost the whole time of its own."""
+    monkeypatch.setattr("worker.cluster.ANSWER_S", 3.0)
+    transport = RayTransport(NOBODYS, [])
+    workers = [worker for _ in range(4) if (worker := transport.recruit(beside=False)) is not None]
+    pids = transport.get([worker.call("__ray_call__", lambda _: os.getpid()) for worker in workers])
+    for pid in pids[1:]:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert transport.alive(workers) == {workers[0].name}
+    assert 3.0 <= time.monotonic() - began < 6.0
+    wait_for(lambda: all(parent_of(pid) is None for pid in pids[1:]))  # they were killed for it
+    transport.dismiss(workers[0])
 
 
 def test_a_killed_trainer_is_lost_and_its_crew_is_ended(cluster: Cluster, make_plan: MakePlan) -> None:

@@ -133,8 +133,8 @@ class MemoryTransport:
     def address(self, remote: MemoryRemote) -> str:
         return "127.0.0.1"
 
-    def is_alive(self, remote: MemoryRemote) -> bool:
-        return remote.alive
+    def alive(self, remotes: Sequence[MemoryRemote]) -> set[str]:
+        return {remote.name for remote in remotes if remote.alive}
 
     def is_ready(self, reference: Reference) -> bool:
         return all(remote.ready for remote in self.recruits)

@@ -79,7 +79,7 @@ def start(names: Names, pool: Pool, workers: int) -> Crew:
 
 def recruited(names: Names, pool: Pool, crew: Crew) -> tuple[Crew, str | None]:
     own = list(crew.workers)
-    name = recruit(names, crew.trainer, own)
+    name = recruit(names, crew, own)
     names.crews[crew.trainer] = replace(crew, workers=tuple(own))
     return names.crews[crew.trainer], name
 
@@ -254,10 +254,10 @@ def test_a_recruit_comes_from_the_trainers_node_where_it_must() -> None:
     crew = start(names, pool, 4)
     assert per_node(crew) == [2, 2, 0]
     own = list(crew.workers)
-    beside = [recruit(names, crew.trainer, own, PACK, beside=True) for _ in range(3)]
+    beside = [recruit(names, crew, own, beside=True) for _ in range(3)]
     assert [node_of(name) for name in beside[:2] if name] == ["a", "a"]
     assert beside[2] is None
-    further = recruit(names, crew.trainer, own, PACK)
+    further = recruit(names, crew, own)
     assert node_of(str(further)) == "c"  # it has idle cores
 
 
@@ -268,3 +268,44 @@ def test_a_node_that_is_gone_has_no_actors_that_wait() -> None:
     names.there = NODES[:2]
     pool.warm(1, 3)
     assert all(node_of(name) != "c" for name in pool.take(3).workers)
+
+
+def test_who_wants_idle_cores_shares_none() -> None:
+    names = Names(Node("a", 1, 4), Node("b", 1, 4))
+    pool = Pool(names, PACK)
+    crew = pool.take(1, idle_cores=True)
+    own = list(crew.workers)
+    found = recruit(names, crew, own)
+    assert found is not None
+    assert {node_of(name) for name in own} == {"a", "b"}
+    assert recruit(names, crew, own) is None
+    names.there = (*names.there, Node("c", 2, 4))
+    assert [node_of(str(recruit(names, crew, own))) for _ in range(2)] == ["c", "c"]
+    assert recruit(names, crew, own) is None
+
+
+def test_nobody_waits_on_a_node_that_no_job_has_used_of_late() -> None:
+    now = [0.0]
+    names = Names(Node("controller", 0, 0, has_home=True), Node("b", 2, 2, has_home=True), Node("c", 2, 2))
+    pool = Pool(names, PACK, rest_seconds=60.0, clock=lambda: now[0])
+    pool.warm(1, 4)
+    crew = start(names, pool, 2)
+    assert {node_of(name) for name in crew.all} == {"b"}
+    now[0] = 61.0
+    pool.warm(1, 4)
+    assert names.killed != []  # those that waited on `c`
+    assert {node_of(name) for name in names.held} == {"controller", "b"}
+    names.detach(crew)
+    pool.release(crew.trainer)
+    now[0] = 120.0
+    pool.warm(1, 4)
+    assert len(names.workers(NOBODY)) == 2
+    theirs = sorted(names.workers(NOBODY))[0]
+    names.held[theirs] = "TrainerHost-somebody's"  # who has recruited it meanwhile
+    now[0] = 122.0
+    pool.warm(1, 4)
+    assert {name for name in names.held if node_of(name) != "controller"} == {theirs}
+    pool.warm(1, 4)
+    assert kind_of(theirs) == WORKER
+    assert all(node_of(name) == "controller" or name == theirs for name in names.held)
+    assert node_of(start(names, pool, 1).workers[0]) in "bc"  # a job takes what there is, ready or not

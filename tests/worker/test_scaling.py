@@ -128,7 +128,7 @@ def test_who_leaves_lives_on_and_may_come_back(shared: Any, plan: StepPlan) -> N
     bench.exchange.scale(2)
     bench.exchange.run_steps(1)
     assert bench.transport.released == [leaver.name]
-    assert bench.transport.is_alive(leaver)
+    assert bench.transport.alive([leaver])
     bench.transport.recruit = lambda beside: leaver
     bench.exchange.scale(3)
     steps = 1 + bench.until(lambda: bench.exchange.workers == 3)

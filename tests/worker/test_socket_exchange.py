@@ -135,14 +135,15 @@ def test_a_lost_workers_event_names_the_step_that_was_not_whole(socket_bench: An
 class Asked(Processes):
     """Whoever does not answer beside what it does is killed, as over Ray."""
 
-    def is_alive(self, remote: Any) -> bool:
-        if not super().is_alive(remote):
-            return False
-        if self.wait([remote.call_beside("give_up", -1)], 1.0):
-            return super().is_alive(remote)
-        remote.process.kill()
-        remote.process.join()
-        return False
+    def alive(self, remotes: Sequence[Any]) -> set[str]:
+        asked = [remote for remote in remotes if super(Asked, self).alive([remote])]
+        calls = [(remote, remote.call_beside("give_up", -1)) for remote in asked]
+        until = time.monotonic() + 1.0
+        for remote, call in calls:
+            if not self.wait([call], max(0.0, until - time.monotonic())):
+                remote.process.kill()
+                remote.process.join()
+        return super().alive(asked)
 
 
 @pytest.mark.parametrize("apart", [0, 2])
