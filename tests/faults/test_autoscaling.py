@@ -12,10 +12,10 @@ from service.embedded import own_environment
 
 from .autoscaled import autoscaler
 from .clusters import TOKEN, in_one_process, service_on, workers
-from .conftest import Watched
+from .conftest import THOROUGH, Watched
 from .kills import PATIENCE_S
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, THOROUGH]
 
 SLOTS = (1, 2)  # of the head, and of the node that there is not at first
 IDLE_S, REST_S = 3.0, 3.0
