@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.processes import Processes
+from core.draw import Draw
 from core.network import Network, initial_parameters
 from core.optimizers import OptimizerSpec
 from core.parameters import weights_sha256
@@ -80,9 +81,11 @@ def by_hand(plan: StepPlan, prepared: PreparedDataset, outer: str, rounds: int) 
                     continue
                 x, r = features[rows].astype(dtype), weights[rows].astype(dtype)
                 gradient = np.empty_like(w)
-                loss += network.loss_and_gradient(w, gradient, x, targets[rows], r, (sampling.seed, step, shard))
+                level = learning_rate(plan.local.schedule, 1.0, step, plan.local.steps)
+                draw = Draw(sampling.seed, step, shard, level)
+                loss += network.loss_and_gradient(w, gradient, x, targets[rows], r, draw)
                 velocity = inner.momentum * velocity + gradient / r.sum()
-                w -= learning_rate(plan.local.schedule, inner.learning_rate, step, plan.local.steps) * velocity
+                w -= inner.learning_rate * level * velocity
                 weight += r.sum()
             differences.append(start - w)
             shard_weights.append(weight)
@@ -102,7 +105,7 @@ def by_hand(plan: StepPlan, prepared: PreparedDataset, outer: str, rounds: int) 
 def test_a_round_is_what_a_plain_program_makes_of_it(
     make_step_plan: MakeStepPlan, outer: str, shards: int, momentum: float
 ) -> None:
-    """Over two epochs and more: short rounds, partial minibatches, shards without rows, dropout, a schedule."""
+    """Over two epochs and more: short rounds, partial minibatches, shards without rows, dropout, noise, a schedule."""
     data, schedule = {"weight_column": "weight"}, ScheduleSpec("cosine", 0.1)
     given, prepared = make_step_plan(
         dtype="float64",
@@ -112,7 +115,7 @@ def test_a_round_is_what_a_plain_program_makes_of_it(
         shards=shards,
         schedule=schedule,
     )
-    plan = local(given, outer, dropout=0.3)
+    plan = local(given, outer, dropout=0.3, input_noise=0.2)
     with closing(InProcessExchange(plan, SEED)) as exchange:
         reports = exchange.run_steps(STEPS)
         parameters, losses = by_hand(plan, prepared, outer, STEPS)
