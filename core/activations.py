@@ -150,7 +150,7 @@ class ELU(Activation):
         np.minimum(z, zeros, out=slope)
         np.add(slope, self.alpha, out=slope)
         if self.alpha != 1.0:
-            np.greater(z, 0.0, out=active)
+            np.greater(z, zeros, out=active)
             np.copyto(slope, 1.0, where=active)
         np.multiply(signal, slope, out=message)
 
@@ -234,7 +234,7 @@ class GELU(Activation):
     ) -> None:
         np.absolute(x, out=distance)
         normal_tail(tail, density, distance, slope)
-        np.greater(x, 0.0, out=active)
+        np.greater(x, zeros, out=active)
         np.multiply(density, 1.0 / math.sqrt(2.0 * math.pi), out=density)
         np.multiply(density, distance, out=density)
         np.multiply(tail, distance, out=distance)

@@ -82,10 +82,10 @@ class Network:
 
         `parameters` (P,) may be read-only. `features` (n, inputs), 0 <= n <= rows. `targets`: int32 (n,) class numbers
         within [0, outputs), which is not checked, or values (n, outputs). `weights` (n,), None meaning ones. All but
-        class numbers are of the network's dtype, else GraphError is raised. `draw` decides which units dropout
-        silences and what noise is added; None: none. Sums, not means: the sum over the parts of a
-        minibatch is that of the whole. `scale` costs nothing here, and a pass over all of `gradient` afterwards.
-        What is not finite passes through without a warning: check the results.
+        class numbers are of the network's dtype, else GraphError is raised. `draw` decides which units dropout silences
+        and what noise is added; None: none. Sums, not means: the sum over the parts of a minibatch is that of the
+        whole. `scale` costs nothing here, and a pass over all of `gradient` afterwards. What is not finite passes
+        through without a warning: check the results.
         """
         if len(features) == 0:
             gradient.fill(0)

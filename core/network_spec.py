@@ -36,8 +36,13 @@ class NetworkSpec(Specification):
     """
 
     optional: ClassVar[tuple[str, ...]] = (
-        *("huber_delta", "input_noise", "input_dropout", "dropout", "layer_norm"),
-        *("layers", "graph"),
+        "huber_delta",
+        "input_noise",
+        "input_dropout",
+        "dropout",
+        "layer_norm",
+        "layers",
+        "graph",
     )
 
     inputs: int

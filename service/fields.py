@@ -53,13 +53,18 @@ def whole(least: int, most: int = 2**53, auto: bool = False, null: bool = False)
     def check(value: Any) -> Any:
         if (auto and value == AUTO) or (null and value is None):
             return value
-        if isinstance(value, float) and value.is_integer() and abs(value) <= most:
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise wrong(expected, value)
-        return value
+        return as_whole(value, least, most, expected)
 
     return _field(check, {"type": "integer", "minimum": least, "maximum": most, "description": expected})
+
+
+def as_whole(value: Any, least: int, most: int, expected: str) -> int:
+    """`value` as a whole number within bounds, 3.0 too; else the error that names what was `expected`."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= most:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise wrong(expected, value)
+    return value
 
 
 def _fits_float(value: float) -> bool:

@@ -10,6 +10,7 @@ from service.fields import (
     AUTO,
     Section,
     Seed,
+    as_whole,
     choice,
     flag,
     identifier,
@@ -165,13 +166,8 @@ class Distribution(Section):
     def _workers(cls, value: Any, handler: Any) -> Any:
         if isinstance(value, dict | WorkerRange):
             return WorkerRange.model_validate(value)
-        if value == AUTO:
-            return value
-        if isinstance(value, float) and value.is_integer():
-            value = int(value) if abs(value) <= MOST_WORKERS else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_WORKERS:
-            raise wrong(f"auto, a whole number between 1 and {MOST_WORKERS} or {{min: 1, max: 8}}", value)
-        return value
+        expected = f"auto, a whole number between 1 and {MOST_WORKERS} or {{min: 1, max: 8}}"
+        return value if value == AUTO else as_whole(value, 1, MOST_WORKERS, expected)
 
 
 class Model(Section):

@@ -206,6 +206,8 @@ class AggregatorSeat:
 
     def _tell(self, step: int, reduced: Reduced) -> None:
         """The others what this one has reduced: so little that it fits into a socket's buffers before anybody reads."""
+        if not self._peers:
+            return
         REDUCED.pack_into(self._header, 0, self._generation, step, len(reduced.shards))
         said = [self._header[: REDUCED.size], raw(np.array(reduced.squares))]
         if reduced.shards:

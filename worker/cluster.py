@@ -246,9 +246,9 @@ class Cluster:
 
     def _outgrows(self, crew: Crew, most: int) -> bool:
         """Whether the job may come to have workers on other nodes than its trainer's."""
-        nodes = ACTORS.nodes()
-        own = sum(min(node.cpus, node.slots) for node in nodes if node.name == node_of(crew.trainer))
-        return most > max(own, len(crew.workers)) and self._may_grow()
+        if most <= len(crew.workers) or not self._may_grow():
+            return False
+        return most > sum(min(node.cpus, node.slots) for node in ACTORS.nodes() if node.name == node_of(crew.trainer))
 
     def running(self) -> list[TrainerHandle]:
         """The jobs that were found running when this process joined, and those started since."""
