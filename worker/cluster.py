@@ -325,11 +325,7 @@ class RayActors:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy((ids or [GONE])[0], soft=False)
         actor.options(max_restarts=0, max_task_retries=0, resources=resources, **options).remote(*arguments)
 
-    def answers(self, name: str) -> bool:
-        return bool(self.answering([name]))
-
     def answering(self, names: Sequence[str]) -> set[str]:
-        """Those of `names` that answer within ANSWER_S, all asked at once; the others are killed."""
         return set(self._ask_or_kill(names, "__ray_ready__"))
 
     def hold(self, worker: str, holder: str) -> bool:

@@ -62,8 +62,8 @@ class Actors(Protocol):
     def create(self, name: str, holder: str = NOBODY) -> None:
         """A new actor on the node that its name tells, which may still be starting; a worker is `holder`'s."""
 
-    def answers(self, name: str) -> bool:
-        """Whether the actor is there and answers; one that does not is killed."""
+    def answering(self, names: Sequence[str]) -> set[str]:
+        """Those that are there and answer, all asked at once; who does not is killed."""
 
     def hold(self, worker: str, holder: str) -> bool:
         """Whether the worker was nobody's, and is now `holder`'s; one that does not answer is killed."""
@@ -158,9 +158,8 @@ class Pool:
             if kind_of(name) == TRAINER and (crew := actors.crew(name)) is not None:
                 self.busy[name] = crew
         rest = names - self._taken()
-        for name in sorted(rest):
-            if kind_of(name) in (TRAINER, AGGREGATOR) and actors.answers(name):
-                self._idle[kind_of(name)].append(name)
+        for name in sorted(actors.answering([name for name in rest if kind_of(name) in (TRAINER, AGGREGATOR)])):
+            self._idle[kind_of(name)].append(name)
         self._sort_out({name for name in rest if kind_of(name) == WORKER}, seconds=10 * SOON_S)
 
     @property
@@ -231,7 +230,7 @@ class Pool:
         self._actors.reset(trainer)
         del self.busy[trainer]
         self._idle[TRAINER].append(trainer)
-        self._idle[AGGREGATOR] += [name for name in crew.aggregators if self._actors.answers(name)]
+        self._idle[AGGREGATOR] += sorted(self._actors.answering(crew.aggregators))
         self._sort_out(set(crew.workers), seconds=10 * SOON_S)
 
     def forget(self, trainer: str) -> None:
@@ -267,7 +266,7 @@ class Pool:
         idle = self._idle[kind]
         while here := [name for name in idle if node_of(name) == node]:
             idle.remove(name := here[-1])
-            if self._actors.hold(name, holder) if kind == WORKER else self._actors.answers(name):
+            if self._actors.hold(name, holder) if kind == WORKER else self._actors.answering([name]):
                 return name
         return self._make(kind, node, holder)
 

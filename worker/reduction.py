@@ -41,9 +41,11 @@ def square_sum(values: Array) -> float:
 def is_finite(values: Array) -> bool:
     """Whether all of `values` (n,) are finite, however large they are.
 
-    Their product with zeros is zero then, and not a number otherwise. A product costs less than half of a sum, which
-    could go beyond the dtype's range besides.
+    They are where their square sum is: one product, over nothing but them. Where it is not, they may be too large for
+    it alone: their product with zeros is zero then, and not a number otherwise.
     """
+    if math.isfinite(square_sum(values)):
+        return True
     with np.errstate(all="ignore"):
         return math.isfinite(np.dot(values, _zeros(values.size, values.dtype)))
 

@@ -17,6 +17,7 @@ class Names:
         self.there = nodes or (Node("here", 8, 8),)
         self.held = dict[str, str]()  # by name, trainers and aggregators included
         self.silent, self.killed = set[str](), list[str]()
+        self.asked = list[set[str]]()  # who was, each time
         self.crews: dict[str, Crew] = {}
 
     def names(self) -> set[str]:
@@ -28,13 +29,14 @@ class Names:
     def create(self, name: str, holder: str = NOBODY) -> None:
         self.held[name] = holder
 
-    def answers(self, name: str) -> bool:
-        if name in self.silent:
+    def answering(self, names: Sequence[str]) -> set[str]:
+        self.asked.append(set(names))
+        for name in self.silent.intersection(names):
             self.kill(name)
-        return name in self.held
+        return set(names) & set(self.held)
 
     def hold(self, worker: str, holder: str) -> bool:
-        if not self.answers(worker) or self.held[worker] != NOBODY:
+        if not self.answering([worker]) or self.held[worker] != NOBODY:
             return False
         self.held[worker] = holder
         return True
@@ -181,6 +183,21 @@ def test_another_controller_finds_everything_again(names: Names, pool: Pool) -> 
     assert (again.busy, again.held) == ({crew.trainer: crew}, 2)
     assert sorted(names.killed) == ["GradientWorker-here-stray", "GradientWorker-here-stuck"]
     assert set(again.take(2).workers) == idle
+
+
+def test_silent_trainers_and_aggregators_are_asked_all_at_once_and_end(names: Names, pool: Pool) -> None:
+    """Each alone would keep the controller waiting for as long as all of them do."""
+    pool.warm(2, 0)
+    idle = names.names()
+    names.silent, names.asked = idle - {min(idle)}, []
+    again = Pool(names)
+    assert (names.asked, names.names(), set(names.killed)) == ([idle], {min(idle)}, names.silent)
+    names.create("ParameterAggregator-there-0")
+    crew = replace(start(names, again, 1), aggregators=("ParameterAggregator-here-0", "ParameterAggregator-there-0"))
+    names.crews[crew.trainer], names.asked = crew, []
+    names.detach(crew)
+    again.release(crew.trainer)
+    assert names.asked == [set(crew.aggregators)]
 
 
 def test_a_trainer_that_is_gone_when_its_job_is_released(names: Names, pool: Pool) -> None:
