@@ -13,14 +13,14 @@ none: what the second call depends on is so small that it lies with the trainer.
 It needs no port of its own, and takes many times as long as sockets (worker.socket_exchange).
 """
 
-import time
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from core.network import network_graph, parameter_layout
-from worker.crew import Crew, Reference, Remote, Transport
+from worker.crew import Reference
 from worker.errors import RemoteLost
 from worker.plan import StepPlan, StepReport
 from worker.remote_exchange import RemoteExchange
@@ -32,17 +32,13 @@ SHARE_BYTES = 4 * 1024**2  # 3 ms at 10 Gbit/s: below that, what a second call a
 class ObjectExchange(RemoteExchange):
     """Steps over the members of `crew`. Raises RemoteLost from any method when an aggregator is lost."""
 
-    def __init__(
-        self,
-        plan: StepPlan,
-        seed: int,
-        crew: Crew,
-        aggregators: Sequence[Remote],
-        transport: Transport,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Of `aggregators`, no more are used than it takes (`shares_for`)."""
-        super().__init__(plan, seed, crew, aggregators[: shares_for(plan)], transport, clock)
+    @classmethod
+    def most_shares(cls, plan: StepPlan) -> int:
+        """So many that none has more than SHARE_BYTES of gradients a step."""
+        size, dtype = parameter_layout(network_graph(plan.network)).size, np.dtype(plan.network.dtype)
+        return math.ceil(plan.shards * size * dtype.itemsize / SHARE_BYTES)
+
+    def _open(self) -> None:
         self._parameters: list[Reference] = self._all("parameters")  # each aggregator's part
 
     def run_steps(self, count: int) -> list[StepReport]:
@@ -65,7 +61,7 @@ class ObjectExchange(RemoteExchange):
         super().close()
 
     def _changed(self) -> None:
-        self._parameters = self._all("parameters")
+        self._open()
 
     def _chain(self, target: int) -> Iterator[StepReport]:
         """Chain the steps after the committed one; yields their reports in order, as they come."""
@@ -98,15 +94,3 @@ class ObjectExchange(RemoteExchange):
             ]
         self._parameters = [parameters for parameters, _ in committed]
         return [report for _, report in committed]
-
-
-def shares_for(plan: StepPlan) -> int:
-    """So many aggregators that none has more than SHARE_BYTES of gradients a step, as far as there are blocks.
-
-    One where the plan limits units' norms, which go across blocks.
-    """
-    if plan.optimizer.max_norm is not None:
-        return 1
-    layout = parameter_layout(network_graph(plan.network))
-    gradients = plan.shards * layout.size * np.dtype(plan.network.dtype).itemsize
-    return min(len(layout.blocks), -(-gradients // SHARE_BYTES))

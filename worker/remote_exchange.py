@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.network import network_graph, parameter_layout
 from worker.crew import Crew, OverCrew, Reference, Remote, Transport
 from worker.errors import RemoteLost
 from worker.exchange import merge
@@ -33,11 +34,26 @@ class RemoteExchange(OverCrew, ABC):
         transport: Transport,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Of `aggregators`, no more are used than there are blocks, and no more than `most_shares`; one where the plan
+        limits units' norms, which go across blocks. LinkBroken where they cannot be linked with the members."""
         self._plan, self._transport, self._clock, self._crew = plan, transport, clock, crew
-        self._aggregators, count = list(aggregators), len(aggregators)
+        blocks = len(parameter_layout(network_graph(plan.network)).blocks)
+        most = 1 if plan.optimizer.max_norm is not None else min(blocks, self.most_shares(plan))
+        self._aggregators = list(aggregators[:most])
+        count = len(self._aggregators)
         begun = [each.call("begin", plan, seed, k, count) for k, each in enumerate(self._aggregators)]
         self._sizes = [part.size for part in transport.get(begun)]
         self._committed = 0
+        self._open()
+
+    @classmethod
+    @abstractmethod
+    def most_shares(cls, plan: StepPlan) -> int:
+        """How many aggregators are worth their while."""
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Make ready for steps; the aggregators have begun. May raise LinkBroken."""
 
     @abstractmethod
     def run_steps(self, count: int) -> list[StepReport]:

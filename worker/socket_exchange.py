@@ -11,12 +11,11 @@ has the others give the generation up. The aggregators then all commit the step 
 """
 
 import secrets
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
-from core.network import network_graph, parameter_layout
-from worker.crew import Crew, Reference, Remote, Transport
+from worker.crew import Reference
 from worker.errors import LinkBroken, RemoteLost
 from worker.plan import StepPlan, StepReport
 from worker.remote_exchange import RemoteExchange
@@ -30,22 +29,14 @@ OPENING_FRUITLESS = 1  # ... before the first step: they may never be linked
 class SocketExchange(RemoteExchange):
     """Steps over the members of `crew`. Raises RemoteLost from any method when an aggregator is lost."""
 
-    def __init__(
-        self,
-        plan: StepPlan,
-        seed: int,
-        crew: Crew,
-        aggregators: Sequence[Remote],
-        transport: Transport,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """LinkBroken where members and aggregators cannot be linked. Of `aggregators`, as many are used as there are
-        blocks; one where the plan limits units' norms, which go across blocks."""
-        blocks = len(parameter_layout(network_graph(plan.network)).blocks)
-        used = aggregators[: 1 if plan.optimizer.max_norm is not None else blocks]
-        super().__init__(plan, seed, crew, used, transport, clock)
-        listening = [each.call("listen", transport.address(each)) for each in self._aggregators]
-        self._places = tuple(transport.get(listening))
+    @classmethod
+    def most_shares(cls, plan: StepPlan) -> int:
+        """All: each takes some of what there is to send and to add up from its node's links and cores."""
+        return sys.maxsize
+
+    def _open(self) -> None:
+        listening = [each.call("listen", self._transport.address(each)) for each in self._aggregators]
+        self._places = tuple(self._transport.get(listening))
         self._secret = secrets.token_bytes(32)
         self._generation, self._fruitless, self._patience = 0, 0, OPENING_FRUITLESS
         self._wired: list[str] = []  # the workers of the current generation
