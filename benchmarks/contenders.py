@@ -182,7 +182,7 @@ class EngineChecked(Engine):
     def step(self, rows: Array) -> None:
         self.differentiate(rows)
         blocks = self.network.layout.blocks
-        squares = [mean_block([self.gradient], block, self.case.batch, self.mean[block]) for block in blocks]
+        squares = [mean_block([self.gradient[block]], self.case.batch, self.mean[block]) for block in blocks]
         finite = np.isfinite(sum(squares))
         for block in blocks:
             self.optimizer.update(1, RATE, self.now[block], self.mean[block], (), self.after[block], ())

@@ -121,7 +121,10 @@ class ParameterAggregator:
         self._check(step)
         divisor = _weight(reports) or 1.0
         self._updated = None
-        squares = tuple(mean_block(gradients, block, divisor, self._mean[block]) for block in self._blocks)
+        squares = tuple(
+            mean_block([gradient[block] for gradient in gradients], divisor, self._mean[block])
+            for block in self._blocks
+        )
         return Reduced(squares, () if math.isfinite(norm(squares)) else evidence(gradients))
 
     def update(self, step: int) -> bool:

@@ -268,7 +268,16 @@ class Pool:
             idle.remove(name := here[-1])
             if self._actors.hold(name, holder) if kind == WORKER else self._actors.answering([name]):
                 return name
+            self._ask_all(node)
         return self._make(kind, node, holder)
+
+    def _ask_all(self, node: str) -> None:
+        """Forget who of those that wait on `node` does not answer, all asked at once: one of them did not, and a node
+        that is cut off has many."""
+        there = [name for idle in self._idle.values() for name in idle if node_of(name) == node]
+        silent = set(there) - self._actors.answering(there)
+        for idle in self._idle.values():
+            idle[:] = [name for name in idle if name not in silent]
 
     def _make(self, kind: str, node: str, holder: str = NOBODY) -> str:
         """A new actor; "" where it would be a worker without a slot."""

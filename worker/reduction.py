@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def mean_block(slots: Sequence[Array], block: slice, divisor: float, out: Array) -> float:
-    """Write the sum of `slots[block]` over the shards, divided by `divisor`, into `out`; returns its square sum.
+def mean_block(parts: Sequence[Array], divisor: float, out: Array) -> float:
+    """Write the sum of the shards' `parts` (n,), a block of each gradient, divided by `divisor`, into `out`; returns
+    its square sum.
 
     The square sum is not finite exactly when a number in the block is not, or is beyond the root of the dtype's range:
     finiteness and norm cost one pass.
     """
     with np.errstate(all="ignore"):
-        if len(slots) == 1:
-            np.multiply(slots[0][block], 1.0 / divisor, out=out)
+        if len(parts) == 1:
+            np.multiply(parts[0], 1.0 / divisor, out=out)
         else:
-            np.add(slots[0][block], slots[1][block], out=out)
-            for slot in slots[2:]:
-                np.add(out, slot[block], out=out)
+            np.add(parts[0], parts[1], out=out)
+            for part in parts[2:]:
+                np.add(out, part, out=out)
             np.multiply(out, 1.0 / divisor, out=out)
     return square_sum(out)
 

@@ -1,11 +1,14 @@
 """A worker's side of the shared-memory exchange: one seat among several, all doing the same steps together.
 
-A step has three phases, each ended by a barrier: gradients into the shards' slots, of shards that were dealt to the
-seat or, where there are more shards than seats, claimed one by one (worker.claims); each seat's blocks reduced over all
-slots in shard order, with their square sums; the optimizer applied to each seat's blocks, out of place, into the other
-buffer. A block's step word is set once its new parameters are written: a step is committed when all are at it. Every
-seat that reduces, one a core at most, computes loss, norm and learning rate of the whole step from the same words, and
-so comes to the same decisions.
+A step has two phases, each ended by a barrier. First gradients go into the shards' slots, of shards that were dealt to
+the seat or, where there are more shards than seats, claimed one by one (worker.claims). Then each seat that reduces,
+one a core at most, takes its blocks' means over all slots in shard order, with their square sums, and applies the
+optimizer, out of place, into the other buffer, a block at a time: what one has read and written is in the core's cache.
+Where the norm of all blocks has a say in the update, that is a third phase of its own.
+
+All seats then find norm and soundness of the whole step from the same words, and so come to the same decisions. The
+first one writes the report and commits the step, and the others are at the next one's gradients already: what they
+overwrite, slots, is not needed any more, and the committed parameters are not touched before all have arrived again.
 """
 
 import math
@@ -14,6 +17,7 @@ import select
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +31,7 @@ from worker.errors import Diverged, SeatStopped, ShardMissing
 from worker.plan import ShardReport, StepPlan
 from worker.reduction import clip_factor, culprit, evidence, is_finite, mean_block, norm
 from worker.sampling import deal
-from worker.segment import COMMAND, FAILED, PHASES, REPORTS_KEPT, RUN, STOP, Segment, SegmentLayout
+from worker.segment import COMMAND, FAILED, NO_STEP, PHASES, RUN, STOP, Segment, SegmentLayout
 
 Array = NDArray[Any]
 LOOK_AT_TRAINER_S = 1.0
@@ -62,6 +66,16 @@ class Seating:
     trainer_pid: int
 
 
+@dataclass(frozen=True)
+class _Block:
+    """One of the fixed blocks, as the seat that reduces it sees it."""
+
+    number: int
+    slots: list[Array]  # its part of each
+    mean: Array
+    buffers: list[tuple[Array, list[Array]]]  # by the step's parity: its parameters, and its part of each state vector
+
+
 class Seat:
     """A seat, held by an attached worker. `serve` returns when the trainer says END."""
 
@@ -74,20 +88,36 @@ class Seat:
         self._optimizer = make_optimizer(plan.optimizer)
         self._shards = deal(plan.shards, seats)[number]
         layout = parameter_layout(network_graph(plan.network))
-        self._blocks = list(enumerate(layout.blocks))[number :: self._reducers] if number < self._reducers else []
-        dtype = np.dtype(plan.network.dtype)
-        self._means = [np.empty(block.stop - block.start, dtype) for _, block in self._blocks]
+        numbers = range(number, len(layout.blocks), self._reducers) if number < self._reducers else range(0)
+        self._clips = plan.optimizer.clip_norm is not None
         self._slots = list(segment.slots)
+        self._blocks = self._reduced({number: layout.blocks[number] for number in numbers})
         self._parameters = [buffer[0] for buffer in segment.buffers]
         self._claims = None if seating.claims is None else Claims(seating.claims)
-        # So many seats meet at each barrier. Who reduces nothing waits for the commit alone; not so where shards are
-        # claimed, which rests on what all know.
+        # So many seats meet at the first barrier, and say so at the others. Who reduces nothing waits for those who do;
+        # not so where shards are claimed, which rests on what all know.
         self._synchronous = self._reducers if self._claims is None else seats
         self._dealt = 0  # so many of the step's first shards are dealt, the others claimed
         self._pace = [0.0] * seats  # seconds a shard of each seat, as all know them in this step
         self._done, self._spent = 0, 0.0  # shards, and seconds for them, in the last step
         self._trainer = os.pidfd_open(seating.trainer_pid)
         self._looked_at = time.monotonic()
+
+    def _reduced(self, blocks: dict[int, slice]) -> list[_Block]:
+        """Cut once, not in each step. Where a block is done with before the next, one mean does for all of them."""
+        dtype = np.dtype(self._plan.network.dtype)
+        sizes = [block.stop - block.start for block in blocks.values()]
+        ends = list(accumulate(sizes)) if self._clips else sizes
+        means = np.empty(max(ends, default=0), dtype)
+        return [
+            _Block(
+                number,
+                [slot[block] for slot in self._slots],
+                means[end - size : end],
+                [(buffer[0, block], list(buffer[1:, block])) for buffer in self._segment.buffers],
+            )
+            for (number, block), size, end in zip(blocks.items(), sizes, ends, strict=True)
+        ]
 
     def serve(self) -> None:
         """Do what the trainer commands, until END. SeatStopped when it says STOP, or is gone; Diverged."""
@@ -124,29 +154,39 @@ class Seat:
             os.sched_setaffinity(0, {sorted(self._cores)[self._number % len(self._cores)]})
 
     def _run(self, target: int) -> None:
-        for step in range(self._segment.committed + 1, target + 1):
+        segment, plan = self._segment, self._plan
+        for step in range(segment.committed + 1, target + 1):
+            rate = learning_rate(plan.schedule, plan.optimizer.learning_rate, step, plan.steps)
             self._gradients(step)
             self._arrive(step, 1)
+            rows, weight, loss = 0, 0.0, 0.0
             if self._number < self._synchronous:
                 self._await(step, 1, self._seats)
-                weight, loss = self._totals(step)
+                rows, weight, loss = self._totals(step)
                 if self._claims is not None:
                     self._prepare_claims(step, target)
-                self._reduce(weight or 1.0)
+                self._reduce(step, weight or 1.0, rate)
                 self._arrive(step, 2)
-                self._await(step, 2, self._synchronous)
-                if self._number < self._reducers:
-                    self._apply(step, weight, loss)
-            self._arrive(step, 3)
-            self._await(step, 3, self._reducers)
-            if self._segment.committed < step:
+            self._await(step, 2, self._synchronous)
+            gradient_norm = norm(segment.block_squares.tolist())
+            if not math.isfinite(gradient_norm):
+                raise Diverged(step, culprit([evidence(self._slots)]), "gradient")
+            if self._clips:
+                self._apply(step, clip_factor(gradient_norm, plan.optimizer.clip_norm), rate)
+                self._arrive(step, 3)
+                self._await(step, 3, self._reducers)
+            if min(segment.block_steps.tolist()) < step:
                 raise Diverged(step, None, "weight vector")
+            if self._number == 0:
+                report = step, rows, weight, loss / (weight or 1.0), gradient_norm, rate
+                segment.commit(step, report)
 
     def _gradients(self, step: int) -> None:
         segment, parameters = self._segment, self._parameters[(step - 1) % 2]
         for shard in self._shards_of(step):
             if segment.shard_steps[shard] == step:
                 continue  # done before a fault, by whoever had it then: the same bits
+            segment.shard_steps[shard] = NO_STEP  # who is lost while it writes leaves neither this nor the last one
             report = self._worker.gradient(step, shard, parameters, self._slots[shard])
             segment.shard_rows[shard] = report.rows
             segment.shard_weights[shard] = report.weight_sum
@@ -203,8 +243,8 @@ class Seat:
         if seat == 0 and step < target:
             self._claims.offer(step + 1, range(self._dealt, self._plan.shards), self._seats)
 
-    def _totals(self, step: int) -> tuple[float, float]:
-        """Weight and loss of the whole step, from all shards in order."""
+    def _totals(self, step: int) -> tuple[int, float, float]:
+        """Rows, weight and loss of the whole step, from all shards in order."""
         held = self._segment.shard_steps.tolist()
         if held.count(step) != len(held):  # a slot of another step would do its harm unseen
             raise ShardMissing(step, next(shard for shard, other in enumerate(held) if other != step))
@@ -214,35 +254,33 @@ class Seat:
             loss += part
         if not math.isfinite(loss):
             raise Diverged(step, next((k for k, part in enumerate(losses) if not math.isfinite(part)), None), "loss")
-        return math.fsum(self._segment.shard_weights.tolist()), loss
+        return sum(self._segment.shard_rows.tolist()), math.fsum(self._segment.shard_weights.tolist()), loss
 
-    def _reduce(self, divisor: float) -> None:
+    def _reduce(self, step: int, divisor: float, rate: float) -> None:
         squares = self._segment.block_squares
-        for (number, block), mean in zip(self._blocks, self._means, strict=True):
-            squares[number] = mean_block(self._slots, block, divisor, mean)
+        for block in self._blocks:
+            squares[block.number] = mean_block(block.slots, divisor, block.mean)
+            if not self._clips:
+                self._update(block, step, rate)
 
-    def _apply(self, step: int, weight: float, loss: float) -> None:
-        segment, plan = self._segment, self._plan
-        gradient_norm = norm(segment.block_squares.tolist())
-        if not math.isfinite(gradient_norm):
-            raise Diverged(step, culprit([evidence(self._slots)]), "gradient")
-        rate = learning_rate(plan.schedule, plan.optimizer.learning_rate, step, plan.steps)
-        if self._number == 0:  # before a block of its own is committed: a committed step has its report
-            rows = int(segment.shard_rows.sum())
-            segment.reports[step % REPORTS_KEPT] = (step, rows, weight, loss / (weight or 1.0), gradient_norm, rate)
-        factor = clip_factor(gradient_norm, plan.optimizer.clip_norm)
-        old, new = segment.buffers[(step - 1) % 2], segment.buffers[step % 2]
-        for (number, block), mean in zip(self._blocks, self._means, strict=True):
+    def _apply(self, step: int, factor: float, rate: float) -> None:
+        for block in self._blocks:
             if factor != 1.0:
-                np.multiply(mean, factor, out=mean)
-            state, new_state = list(old[1:, block]), list(new[1:, block])
-            self._optimizer.update(step, rate, old[0, block], mean, state, new[0, block], new_state)
-            if is_finite(new[0, block]):
-                segment.block_steps[number] = step
+                np.multiply(block.mean, factor, out=block.mean)
+            self._update(block, step, rate)
+
+    def _update(self, block: _Block, step: int, rate: float) -> None:
+        (old, old_state), (new, new_state) = block.buffers[(step - 1) % 2], block.buffers[step % 2]
+        self._optimizer.update(step, rate, old, block.mean, old_state, new, new_state)
+        if is_finite(new):
+            self._segment.block_steps[block.number] = step
 
     def _arrive(self, step: int, phase: int) -> None:
         """Say that this seat has finished `phase` of `step`."""
-        self._segment.words.publish(self._segment.arrived(self._number), PHASES * step + phase)
+        words, word = self._segment.words, self._segment.arrived(self._number)
+        words[word] = PHASES * step + phase
+        if self._seats > 1:  # else nobody waits for it
+            words.wake(word)
 
     def _await(self, step: int, phase: int, seats: int) -> None:
         """Return when the first `seats` have."""

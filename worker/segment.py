@@ -6,7 +6,9 @@ with the last process that maps it, however that ended.
     control words    one cache line each (worker.futex): stop, command, and for each seat `arrived` and `done`
     command          what the seats are to do, written before the command word is raised: kind, argument, which, number
     reports          of the last REPORTS_KEPT steps: the fields of StepReport
-    blocks           for each fixed block: the last step committed into it, and its part of the gradient's square sum
+    committed        the last committed step: written once its report is, and all that it leads to
+    blocks           for each fixed block: the last step whose parameters are written and finite, and its part of the
+                     gradient's square sum
     shards           for each shard: the step its slot holds, rows, weight sum, loss sum; its evaluation's number, sums
     seats            for each seat: seconds a shard, and when it began the one it is at (worker.claims)
     slots            shards x parameters: the gradient of each shard's summed loss
@@ -32,6 +34,7 @@ END, RUN, EVALUATE = -1, 1, 2  # commands
 FAILED = 2**31 - 1  # in a seat's `done` word: it was left with an error
 PHASES = 4  # an `arrived` word holds PHASES * step + the phase of it that is finished
 REPORTS_KEPT = 1024
+NO_STEP = 0  # what a slot holds while it is being written
 _ALIGNMENT = 64
 
 
@@ -56,6 +59,7 @@ class SegmentLayout:
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {
             "command": ("int64", (4,)),
             "reports": ("float64", (REPORTS_KEPT, 6)),
+            "committed": ("int64", (1,)),
             "block_steps": ("int64", (self.blocks,)),
             "block_squares": ("float64", (self.blocks,)),
             "shard_steps": ("int64", (self.shards,)),
@@ -98,6 +102,7 @@ class Segment:
         }
         self.command, self.reports, self.evaluations = arrays["command"], arrays["reports"], arrays["evaluations"]
         self.evaluated = arrays["evaluated"]
+        self._committed = arrays["committed"]
         self.block_steps, self.block_squares = arrays["block_steps"], arrays["block_squares"]
         self.shard_steps, self.shard_rows = arrays["shard_steps"], arrays["shard_rows"]
         self.shard_weights, self.shard_losses = arrays["shard_weights"], arrays["shard_losses"]
@@ -130,8 +135,20 @@ class Segment:
 
     @property
     def committed(self) -> int:
-        """The last committed step: the one that every block has reached."""
-        return int(self.block_steps.min())
+        """The last committed step."""
+        return int(self._committed[0])
+
+    def commit(self, step: int, report: tuple[float, ...]) -> None:
+        """All that `step` leads to is written: it is the committed one, and that is its report."""
+        self.reports[step % REPORTS_KEPT] = report
+        self._committed[0] = step
+
+    def restore(self, step: int, state: NDArray[Any], best: NDArray[Any] | None) -> None:
+        """`step` is the committed one, with that `state` (1+S, P). While nobody reads."""
+        self.buffers[step % 2] = state
+        if best is not None:
+            self.best[...] = best
+        self._committed[0] = step
 
     def activity(self) -> int:
         """A number that changes whenever a seat gets on."""

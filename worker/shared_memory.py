@@ -2,10 +2,10 @@
 
 Workers sit in a shared segment (`worker.segment`) and do the steps among themselves (`worker.seat`). The trainer
 commands, waits, and watches their processes: a pidfd tells of a death at once. It then says STOP, waits until every
-survivor has left its seat, reads from the block words which step is committed, deals the seats anew, and has the rest
-of the command done. The uncommitted step is computed from the committed buffer, which nobody has touched; shards
-whose slots were complete are not computed again. Where there are more shards than seats, the seats claim them one by
-one (`worker.claims`), so that a slow worker costs no more than its own slowness.
+survivor has left its seat, reads which step is committed, deals the seats anew, and has the rest of the command done.
+The uncommitted step is computed from the committed buffer, which nobody has touched; shards whose slots were complete
+are not computed again. Where there are more shards than seats, the seats claim them one by one (`worker.claims`), so
+that a slow worker costs no more than its own slowness.
 """
 
 import os
@@ -113,10 +113,7 @@ class SharedMemoryExchange(OverCrew):
 
     def restore(self, step: int, state: Array, best: Array | None) -> None:
         """All seats wait for their first command: nobody reads meanwhile."""
-        self._segment.buffers[step % 2] = state
-        if best is not None:
-            self._segment.best[...] = best
-        self._segment.block_steps[...] = step
+        self._segment.restore(step, state, best)
 
     def close(self) -> None:
         try:

@@ -223,6 +223,17 @@ def test_a_jobs_workers_are_packed_onto_few_nodes_or_spread_over_all() -> None:
     assert sorted(per_node(spread.take(4))) == [1, 1, 2]
 
 
+def test_once_one_is_silent_the_others_that_wait_on_its_node_are_asked_all_at_once() -> None:
+    names = Names(*NODES[:2])
+    pool = Pool(names, SPREAD)
+    pool.warm(1, 6)
+    names.silent, names.asked = {name for name in names.names() if node_of(name) == "b"}, []
+    crew = pool.take(2)
+    assert set(names.killed) == names.silent
+    assert len([asked for asked in names.asked if asked & names.silent]) == 2
+    assert sorted(map(node_of, crew.workers)) == ["a", "b"]
+
+
 def test_trainers_stay_on_the_first_node_and_an_aggregator_stands_on_each_that_has_workers() -> None:
     pool = Pool(Names(Node("a", 2, 0), *NODES[1:]), SPREAD)
     crew = pool.take(3)

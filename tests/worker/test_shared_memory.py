@@ -19,18 +19,26 @@ import pytest
 from benchmarks.processes import Processes, SlowedWorker
 from core.optimizers import OptimizerSpec
 from core.parameters import weights_sha256
-from worker import futex, seat, segment, shared_memory
+from worker import futex, segment, shared_memory
 from worker.claims import Claims
 from worker.crew import Crew
 from worker.errors import Diverged, ShardMissing, TooManyFailures
 from worker.exchange import InProcessExchange
 from worker.gradient_worker import GradientWorker
 from worker.plan import ShardReport, StepPlan, StepReport, TrainerEvent
+from worker.seat import Seating
+from worker.segment import Segment
 from worker.shared_memory import SharedMemoryExchange
 
 pytestmark = pytest.mark.skipif(not futex.SUPPORTED, reason="words in shared memory need x86-64 Linux (worker.futex)")
 SEED, STEPS = 5, 40
 PATIENCE_S = 30.0  # for another process of the test
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that the tests' networks have many, and each seat that reduces has some."""
+    monkeypatch.setattr("core.parameters.BLOCK", 64)
 
 
 class Bench:
@@ -287,21 +295,76 @@ def test_the_best_parameters_stay_while_training_goes_on(open_bench: type[Bench]
 def test_more_steps_than_reports_are_kept(
     open_bench: type[Bench], plan: StepPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (shared_memory, seat, segment):
+    for module in (shared_memory, segment):
         monkeypatch.setattr(module, "REPORTS_KEPT", 16)
     reports = open_bench(plan, 2).exchange.run_steps(STEPS)
     assert [report.step for report in reports] == list(range(1, STEPS + 1))
 
 
-def test_divergence_names_step_and_shard_and_commits_nothing(open_bench: type[Bench], plan: StepPlan) -> None:
-    plan = replace(plan, optimizer=OptimizerSpec("sgd", 1e30))
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("clip_norm", [None, 1e30], ids=["", "clipped"])
+@pytest.mark.parametrize(
+    ("rate", "l1", "what"), [(1e12, 0.0, "gradient"), (1e30, 0.0, "loss"), (1e30, 1e30, "weight vector")]
+)
+def test_divergence_is_the_same_for_all_and_commits_nothing(
+    open_bench: type[Bench],
+    plan: StepPlan,
+    rate: float,
+    l1: float,
+    what: str,
+    clip_norm: float | None,
+    workers: int,
+) -> None:
+    plan = shards(replace(plan, optimizer=OptimizerSpec("sgd", rate, l1=l1, clip_norm=clip_norm)), 4)
     with pytest.raises(Diverged) as expected:
         oracle(plan)
-    bench = open_bench(plan, 2)
-    with pytest.raises(Diverged) as found:
+    bench = open_bench(plan, workers)
+    with pytest.raises(Diverged, match=what) as found:
         bench.exchange.run_steps(STEPS)
+    assert str(found.value) == str(expected.value)
     assert (found.value.step, found.value.shard) == (expected.value.step, expected.value.shard)
     assert np.isfinite(bench.exchange.parameters()).all()
+
+
+class DiesAtACommit(GradientWorker):
+    """Its process ends in place of committing step 5, once another is in the middle of the next one's gradient."""
+
+    def take_seat(self, seating: Seating) -> None:
+        commit = Segment.commit
+
+        def dies(segment: Segment, step: int, report: tuple[float, ...]) -> None:
+            if step == 5:
+                Meeting.begun.acquire(timeout=PATIENCE_S)
+                os.kill(os.getpid(), signal.SIGKILL)
+            commit(segment, step, report)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Segment, "commit", dies)
+            super().take_seat(seating)
+
+
+class DiesAhead(GradientWorker):
+    """Its process ends when it has half written a gradient of step 6."""
+
+    def gradient(self, step: int, shard: int, parameters: np.ndarray, gradient: np.ndarray) -> ShardReport:
+        if step == 6:
+            gradient[: gradient.size // 2] = 7.0
+            Meeting.begun.release()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().gradient(step, shard, parameters, gradient)
+
+
+@pytest.mark.usefixtures("meeting")
+@pytest.mark.parametrize("clip_norm", [None, 0.1], ids=["", "clipped"])
+@pytest.mark.parametrize("claiming", [True, False], ids=["claimed", "dealt"])
+def test_a_gradient_that_was_half_written_ahead_of_a_lost_commit_is_not_taken_for_the_one_before(
+    open_bench: type[Bench], plan: StepPlan, claiming: bool, clip_norm: float | None
+) -> None:
+    plan = shards(replace(plan, optimizer=OptimizerSpec("sgd", 0.05, momentum=0.9, clip_norm=clip_norm)), 8)
+    bench = open_bench(plan, 3, claiming, (DiesAtACommit, DiesAhead))
+    reports = bench.exchange.run_steps(STEPS)
+    assert (weights_sha256(bench.exchange.parameters()), reports) == oracle(plan)[:2]
+    assert bench.exchange.failures == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
