@@ -17,10 +17,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from worker.crew import Remote
 from worker.errors import RemoteLost
 from worker.gradient_worker import GradientWorker
 from worker.plan import ShardReport
+from worker.transport import Remote
 
 Array = NDArray[Any]
 SLOWNESS = 4

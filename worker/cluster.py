@@ -20,13 +20,13 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from worker.aggregator import ParameterAggregator
-from worker.crew import Reference, Remote
 from worker.errors import ClusterLost, RemoteLost, TrainerLost
 from worker.gradient_worker import GradientWorker
 from worker.placement import PACK, Node
 from worker.plan import TrainerReport, TrainingPlan
 from worker.pool import AGGREGATOR, NOBODY, TRAINER, WORKER, Capacity, Crew, Pool, kind_of, node_of, recruit
 from worker.trainer_host import AUTO, LINKS, TrainerHost
+from worker.transport import Reference, Remote
 
 log = logging.getLogger(__name__)
 NAMESPACE = "fallline"
@@ -328,6 +328,10 @@ class RayActors:
     def answering(self, names: Sequence[str]) -> set[str]:
         return set(self._ask_or_kill(names, "__ray_ready__"))
 
+    def ended(self, aggregators: Iterable[str]) -> set[str]:
+        """By the thread that works: its health alone would not tell that it waits for a job that is over."""
+        return set(self._ask_or_kill(list(aggregators), "end", thread=None))
+
     def hold(self, worker: str, holder: str) -> bool:
         return bool(self._ask_or_kill([worker], "hold", holder).get(worker))
 
@@ -345,12 +349,14 @@ class RayActors:
         with suppress(RemoteLost):  # it is gone already
             ray.kill(_actor(name), no_restart=True)
 
-    def _ask(self, names: Iterable[str], seconds: float, method: str, *arguments: Any) -> dict[str, Any]:
-        """The answers of the actors' second threads that are there within `seconds`, by name."""
+    def _ask(
+        self, names: Iterable[str], seconds: float, method: str, *arguments: Any, thread: str | None = HEALTH
+    ) -> dict[str, Any]:
+        """The answers of the actors' `thread` that are there within `seconds`, by name."""
         calls = {}
         for name in names:
             with suppress(RemoteLost):
-                calls[_on_health(name, method).remote(*arguments)] = name
+                calls[_on(thread, name, method).remote(*arguments)] = name
         ready = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)[0] if calls else []
         found = {}
         for call in ready:
@@ -358,9 +364,11 @@ class RayActors:
                 found[calls[call]] = ray.get(call)
         return found
 
-    def _ask_or_kill(self, names: Sequence[str], method: str, *arguments: Any) -> dict[str, Any]:
+    def _ask_or_kill(
+        self, names: Sequence[str], method: str, *arguments: Any, thread: str | None = HEALTH
+    ) -> dict[str, Any]:
         """The answers that are there within ANSWER_S; who gives none is killed."""
-        found = self._ask(names, ANSWER_S, method, *arguments)
+        found = self._ask(names, ANSWER_S, method, *arguments, thread=thread)
         for name in names:
             if name not in found:
                 self.kill(name)
@@ -391,8 +399,9 @@ def _actor(name: str) -> Any:
         raise RemoteLost(f"no actor {name}") from error
 
 
-def _on_health(name: str, method: str) -> Any:
-    return getattr(_actor(name), method).options(concurrency_group=HEALTH)
+def _on(thread: str | None, name: str, method: str) -> Any:
+    found = getattr(_actor(name), method)
+    return found if thread is None else found.options(concurrency_group=thread)
 
 
 def _describe(trainer: str) -> tuple[str, int, Crew] | None:
@@ -405,7 +414,7 @@ def _describe(trainer: str) -> tuple[str, int, Crew] | None:
 
 def _pid(name: str) -> int | None:
     try:
-        found: int = ray.get(_on_health(name, "__ray_call__").remote(lambda _: os.getpid()), timeout=ANSWER_S)
+        found: int = ray.get(_on(HEALTH, name, "__ray_call__").remote(lambda _: os.getpid()), timeout=ANSWER_S)
     except (exceptions.GetTimeoutError, *LOSSES, RemoteLost):
         return None
     return found

@@ -9,59 +9,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from worker.errors import RemoteLost, TooManyFailures
 from worker.exchange import Tell
 from worker.plan import Attached, StepPlan, TrainerEvent
+from worker.transport import Reference, Remote, Transport, results
 
-Reference = Any  # what a call returns at once, in place of its result
 FAILURES_ALLOWED, FAILURE_WINDOW_S = 30, 60.0
 GATHER_S = 10.0  # a job begins without those that have not attached by then, if others have
 JOIN_S = 60.0  # a recruit that has not attached by then is given up, and another one sought
 AGAIN_S = 1.0  # where no worker was to be had, so long until the next try
+RARELY = 20  # ... or so many times what it took: where somebody who is asked is silent, steps would wait for each try
 LOOK_S = 0.2  # who waits for workers asks so often whether to go on
-
-
-class Remote(Protocol):
-    """A process that can be called. Calls of one caller run in their order."""
-
-    name: str
-
-    def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
-        """A reference to the result, or a list of `returns` references to its parts. References are arguments, too."""
-
-    def call_beside(self, method: str, *arguments: Any) -> Any:
-        """As `call`, but at once, by another thread of the process, whatever it is at."""
-
-
-class Transport(Protocol):
-    """What turns references into results, and knows the processes."""
-
-    def get(self, references: Sequence[Reference]) -> list[Any]:
-        """The results. Raises RemoteLost if a process that they depend on died, or the error that the call raised."""
-
-    def wait(self, references: Sequence[Reference], seconds: float) -> bool:
-        """Whether `get` would not wait for one of them: at once when it would not, after `seconds` at most."""
-
-    def address(self, remote: Remote) -> str:
-        """Of the process's machine, as the others' processes reach it. RemoteLost: it is gone."""
-
-    def alive(self, remotes: Sequence[Remote]) -> set[str]:
-        """The names of those that still answer, all asked at once; who does not is killed."""
-
-    def is_ready(self, reference: Reference) -> bool:
-        """Whether `get` would not wait."""
-
-    def recruit(self, beside: bool) -> Remote | None:
-        """A worker that is nobody else's, on this process's own machine where it is to be `beside` it; its first answer
-        may take a while. None: there is room for none now."""
-
-    def release(self, remote: Remote, detached: Reference) -> None:
-        """A worker is not this job's any more once the call `detached` is done: others may recruit it then."""
-
-    def dismiss(self, remote: Remote) -> None:
-        """End a worker that takes no part, or is dead already; it is not this job's any more."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +85,11 @@ class Crew:
             message = f"{late.worker.name} did not come up within {JOIN_S:g} s; another one is sought"
             self._say("fault", "warning", message, {"worker": late.worker.name})
         while now >= self._try_again_at and len(self.members) + len(self._joining) < self.wanted:
+            began = self._clock()
             worker = self._transport.recruit(beside=self.only_machine is not None)
             if worker is None:
-                self._try_again_at = now + AGAIN_S
+                now = self._clock()
+                self._try_again_at = now + max(AGAIN_S, RARELY * (now - began))
             else:
                 self._attach(worker)
 
@@ -168,7 +130,7 @@ class Crew:
 
     def alike(self, aggregators: Sequence[Remote]) -> list[Remote]:
         """Those that compute the members' bits: a norm is a product, too. RemoteLost where there is none."""
-        found = self._transport.get([each.call("numerics") for each in aggregators])
+        found = results(self._transport, [each.call("numerics") for each in aggregators], aggregators)
         for other, numerics in zip(aggregators, found, strict=True):
             if numerics != self.numerics:
                 self._tell_refused(other, numerics)
@@ -182,7 +144,7 @@ class Crew:
             self._transport.dismiss(each.worker)
         for worker in self.members:
             try:
-                self._transport.get([worker.call("detach")])
+                results(self._transport, [worker.call("detach")], [worker])
             except RemoteLost:
                 continue  # it has nothing to let go any more
 
@@ -225,14 +187,24 @@ class Crew:
             self._count_failures(1, error)
             self.call_up()
             return
+        except Exception as error:  # the worker itself says so: its disk is full, say
+            if not self.members:
+                raise
+            self._refuse(worker)
+            data = {"worker": worker.name, "reason": str(error)}
+            self._say("fault", "warning", f"{worker.name} takes no part, and no other in its place: {error}", data)
+            return
         self.numerics = self.numerics or found.numerics
         if found.numerics == self.numerics and self.only_machine in (None, found.machine):
             self.members.append(worker)
             self.attached[worker.name] = found
             return
+        self._refuse(worker)
+        self._tell_refused(worker, found.numerics)
+
+    def _refuse(self, worker: Remote) -> None:
         self._transport.dismiss(worker)
         self.wanted -= 1  # whoever came in its place might be of the same kind
-        self._tell_refused(worker, found.numerics)
 
     # Telling.
 

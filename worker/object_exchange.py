@@ -20,10 +20,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from core.network import network_graph, parameter_layout
-from worker.crew import Reference
 from worker.errors import RemoteLost
 from worker.plan import StepPlan, StepReport
 from worker.remote_exchange import RemoteExchange
+from worker.transport import Reference
 
 AHEAD = 16
 SHARE_BYTES = 4 * 1024**2  # 3 ms at 10 Gbit/s: below that, what a second call a step costs is more than a share saves

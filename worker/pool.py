@@ -65,6 +65,9 @@ class Actors(Protocol):
     def answering(self, names: Sequence[str]) -> set[str]:
         """Those that are there and answer, all asked at once; who does not is killed."""
 
+    def ended(self, aggregators: Iterable[str]) -> set[str]:
+        """Those that have no job any more, whatever they were at, all told at once; who does not say so is killed."""
+
     def hold(self, worker: str, holder: str) -> bool:
         """Whether the worker was nobody's, and is now `holder`'s; one that does not answer is killed."""
 
@@ -158,8 +161,8 @@ class Pool:
             if kind_of(name) == TRAINER and (crew := actors.crew(name)) is not None:
                 self.busy[name] = crew
         rest = names - self._taken()
-        for name in sorted(actors.answering([name for name in rest if kind_of(name) in (TRAINER, AGGREGATOR)])):
-            self._idle[kind_of(name)].append(name)
+        self._idle[TRAINER] += sorted(actors.answering([name for name in rest if kind_of(name) == TRAINER]))
+        self._idle[AGGREGATOR] += sorted(actors.ended(name for name in rest if kind_of(name) == AGGREGATOR))
         self._sort_out({name for name in rest if kind_of(name) == WORKER}, seconds=10 * SOON_S)
 
     @property
@@ -230,7 +233,7 @@ class Pool:
         self._actors.reset(trainer)
         del self.busy[trainer]
         self._idle[TRAINER].append(trainer)
-        self._idle[AGGREGATOR] += sorted(self._actors.answering(crew.aggregators))
+        self._idle[AGGREGATOR] += sorted(self._actors.ended(crew.aggregators))
         self._sort_out(set(crew.workers), seconds=10 * SOON_S)
 
     def forget(self, trainer: str) -> None:

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.network import network_graph, parameter_layout
-from worker.crew import Crew, OverCrew, Reference, Remote, Transport
+from worker.crew import Crew, OverCrew
 from worker.errors import RemoteLost
 from worker.exchange import merge
 from worker.plan import StepPlan, StepReport
 from worker.sampling import deal
+from worker.transport import Reference, Remote, Transport, results, silent_among
 
 Array = NDArray[Any]
-SILENCE_S = 10.0
 
 
 class RemoteExchange(OverCrew, ABC):
@@ -42,7 +42,7 @@ class RemoteExchange(OverCrew, ABC):
         self._aggregators = list(aggregators[:most])
         count = len(self._aggregators)
         begun = [each.call("begin", plan, seed, k, count) for k, each in enumerate(self._aggregators)]
-        self._sizes = [part.size for part in transport.get(begun)]
+        self._sizes = [part.size for part in self._get(begun, self._aggregators)]
         self._committed = 0
         self._open()
 
@@ -88,14 +88,14 @@ class RemoteExchange(OverCrew, ABC):
                 self._recover(error)
 
     def keep_best(self) -> None:
-        self._transport.get(self._all("keep_best"))
+        self._of_all("keep_best")
 
     def parameters(self, which: str = "current") -> Array:
-        found: Array = np.concatenate(self._transport.get(self._all("parameters", which)))
+        found: Array = np.concatenate(self._of_all("parameters", which))
         return found
 
     def snapshot(self) -> Array:
-        found: Array = np.concatenate(self._transport.get(self._all("state")), axis=1)
+        found: Array = np.concatenate(self._of_all("state"), axis=1)
         return found
 
     def restore(self, step: int, state: Array, best: Array | None) -> None:
@@ -103,7 +103,7 @@ class RemoteExchange(OverCrew, ABC):
         states = np.split(state, borders, axis=1)
         bests = [None] * len(states) if best is None else np.split(best, borders)
         parts = zip(self._aggregators, states, bests, strict=True)
-        self._transport.get([each.call("restore", step, *kept) for each, *kept in parts])
+        self._get([each.call("restore", step, *kept) for each, *kept in parts], self._aggregators)
         self._committed = step
         self._changed()
 
@@ -111,7 +111,7 @@ class RemoteExchange(OverCrew, ABC):
         self._crew.close()
         for each in self._aggregators:
             try:
-                self._transport.get([each.call("end")])
+                self._get([each.call("end")], [each])
             except RemoteLost:
                 continue  # it has nothing to let go any more
 
@@ -119,9 +119,13 @@ class RemoteExchange(OverCrew, ABC):
         """The same call of every aggregator."""
         return [each.call(method, *arguments) for each in self._aggregators]
 
+    def _of_all(self, method: str, *arguments: Any) -> list[Any]:
+        """Its results."""
+        return self._get(self._all(method, *arguments), self._aggregators)
+
     def _missed(self, known: int) -> list[StepReport]:
         """The reports of steps after `known` that the aggregators have committed."""
-        missed, *others = self._transport.get(self._all("reports_after", known))
+        missed, *others = self._of_all("reports_after", known)
         if any(other != missed for other in others):
             raise RemoteLost("the aggregators are not at the same step")
         if missed:
@@ -130,18 +134,12 @@ class RemoteExchange(OverCrew, ABC):
         return list(missed)
 
     def _get(self, references: Sequence[Reference], asked: Sequence[Remote] | None = None) -> list[Any]:
-        """Results of calls that may take long; `asked`: see `_wait`."""
-        for reference in references:
-            self._wait([reference], asked)
-        return self._transport.get(references)
+        """Results of calls that may take long; `asked`, or everybody, is asked where they do (worker.crew.results)."""
+        return results(self._transport, references, asked or self._everybody)
 
-    def _wait(self, references: Sequence[Reference], asked: Sequence[Remote] | None = None) -> None:
-        """Until one of them is there. Where none comes for SILENCE_S, `asked`, or everybody, is asked whether they
-        live: who hangs is killed for that silence, and is not waited for; who has much to do is waited for."""
-        while not self._transport.wait(references, SILENCE_S):
-            silent = self._silent(asked or (*self._crew.members, *self._aggregators))
-            if silent:
-                raise RemoteLost(f"no answer from {', '.join(silent)}")
+    @property
+    def _everybody(self) -> tuple[Remote, ...]:
+        return *self._crew.members, *self._aggregators
 
     def _recover(self, error: Exception, began: float | None = None) -> None:
         """Go on with the workers that are left, if a worker was what died; a new one joins at a later step.
@@ -149,16 +147,11 @@ class RemoteExchange(OverCrew, ABC):
         `began`: when it was noticed, if not now.
         """
         began = self._clock() if began is None else began
-        silent = self._silent((*self._crew.members, *self._aggregators))
+        silent = silent_among(self._transport, self._everybody)
         dead = [worker for worker in self._crew.members if worker.name in silent]
         if not dead or len(dead) < len(silent):  # an aggregator among them
             raise error
         self._crew.lose(dead, self._committed + 1, error, began)
-
-    def _silent(self, asked: Sequence[Remote]) -> list[str]:
-        """Who of them does not answer, by name: all are asked at once, so that many cost no more time than one."""
-        alive = self._transport.alive(asked)
-        return [each.name for each in asked if each.name not in alive]
 
     def _dealt(self) -> list[tuple[Remote, tuple[int, ...]]]:
         """The workers that have shards, with them."""

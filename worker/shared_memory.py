@@ -20,7 +20,7 @@ from core.metrics import zero_sums
 from core.network import initial_parameters, network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from worker.claims import MOST_SHARDS, Claims
-from worker.crew import Crew, OverCrew, Reference, Transport
+from worker.crew import Crew, OverCrew
 from worker.diagnosis import Observer
 from worker.errors import RemoteLost, ShardMissing
 from worker.exchange import merge
@@ -30,6 +30,7 @@ from worker.pidfds import Pidfds
 from worker.plan import StepPlan, StepReport
 from worker.seat import Seating
 from worker.segment import COMMAND, END, EVALUATE, FAILED, FIRST_SEAT, REPORTS_KEPT, RUN, STOP, Segment, SegmentLayout
+from worker.transport import Reference, Transport
 
 Array = NDArray[Any]
 STOP_S = 2.0  # who has not left its seat by then is killed, or later where steps take long: it is not hung, but busy

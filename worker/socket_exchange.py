@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from worker.crew import Reference
 from worker.errors import LinkBroken, RemoteLost
 from worker.plan import StepPlan, StepReport
 from worker.remote_exchange import RemoteExchange
+from worker.transport import Reference, await_one
 from worker.wiring import Stretch, Wiring, settle
 
 STRETCH = 1024  # steps, at most: the aggregators keep as many reports
@@ -36,7 +36,7 @@ class SocketExchange(RemoteExchange):
 
     def _open(self) -> None:
         listening = [each.call("listen", self._transport.address(each)) for each in self._aggregators]
-        self._places = tuple(self._transport.get(listening))
+        self._places = tuple(self._get(listening, self._aggregators))
         self._secret = secrets.token_bytes(32)
         self._generation, self._fruitless, self._patience = 0, 0, OPENING_FRUITLESS
         self._wired: list[str] = []  # the workers of the current generation
@@ -64,6 +64,9 @@ class SocketExchange(RemoteExchange):
             found = self._results(calls)
         except (RemoteLost, LinkBroken) as error:
             return self._begin_again(error, calls)
+        except BaseException:
+            self._give_up()  # who waits to be linked with the one that has failed would do so for ever
+            raise
         self._committed, self._fruitless = last, 0
         return list(found[0].reports)
 
@@ -85,7 +88,7 @@ class SocketExchange(RemoteExchange):
         found: dict[int, Stretch] = {}
         while len(found) < len(calls):
             waiting = [k for k in range(len(calls)) if k not in found]
-            self._wait([calls[k] for k in waiting])
+            await_one(self._transport, [calls[k] for k in waiting], self._everybody)
             for k in waiting:
                 if self._transport.is_ready(calls[k]):
                     stretch: Stretch = self._transport.get([calls[k]])[0]
@@ -99,21 +102,25 @@ class SocketExchange(RemoteExchange):
         `error` where nobody can go on, and what a call has raised that is no loss: Diverged, say."""
         began = self._clock()
         self._changed()
-        for each in (*self._aggregators, *self._crew.members):
-            each.call_beside("give_up", self._generation)
+        self._give_up()
         for call in calls:
             with suppress(RemoteLost):  # `_recover` finds out who
                 self._get([call])
-        late, reduced = settle(self._get(self._all("standing"), self._aggregators))
+        late, reduced = settle(self._of_all("standing"))
         self._get([self._aggregators[number].call("commit_kept", reduced) for number in late], self._aggregators)
         reports = self._missed(self._committed)
-        self._fruitless = 0 if reports else self._fruitless + 1
         try:
             self._recover(error, began)
         except LinkBroken:  # nobody is dead, and it may have been an accident
+            self._fruitless = 0 if reports else self._fruitless + 1
             if self._fruitless > self._patience:
                 raise
         return reports
+
+    def _give_up(self) -> None:
+        """Have everybody leave what is done for this generation."""
+        for each in self._everybody:
+            each.call_beside("give_up", self._generation)
 
     def _changed(self) -> None:
         """Links carry what the last step has led to: others have to be made."""

@@ -14,7 +14,6 @@ from typing import Protocol
 from core.errors import CoreError
 from worker import shared_memory
 from worker.crew import Crew as Members
-from worker.crew import Remote, Transport
 from worker.dataset import DatasetError
 from worker.errors import (
     Cancelled,
@@ -35,6 +34,7 @@ from worker.recorder import Recorder
 from worker.shared_memory import SharedMemoryExchange
 from worker.socket_exchange import SocketExchange
 from worker.trainer import OpenExchange, Trainer
+from worker.transport import Remote, Transport
 
 log = logging.getLogger(__name__)
 DIVERGENCE_HINT = "lower optimizer.learning_rate, or set optimizer.clip_norm (1.0 is a good start)"

@@ -1,5 +1,6 @@
 """Who takes part: as many as are wanted, between steps, with an end to every wait."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,8 @@ from core.parameters import weights_sha256
 from worker.aggregator import ParameterAggregator
 from worker.crew import AGAIN_S, GATHER_S, JOIN_S, Crew
 from worker.errors import Cancelled, RemoteLost
-from worker.plan import StepPlan, TrainerEvent
+from worker.gradient_worker import GradientWorker
+from worker.plan import Attached, StepPlan, TrainerEvent
 
 STEPS = 12  # of the fixture `wanted`
 
@@ -150,6 +152,54 @@ def test_where_no_worker_is_to_be_had_it_is_tried_again_later(site: Any, plan: S
     place.crew.call_up()
     place.crew.admit(wait=False)
     assert place.names == ["w0", "recruit0", "recruit1"]
+
+
+def test_where_somebody_who_is_asked_is_silent_steps_do_not_wait_for_every_try(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 1)
+    place.crew.admit(wait=True)
+    asked = []
+
+    def refuse(beside: bool) -> None:
+        asked.append(place.now)
+        place.now += 1.0  # so long the silent one was waited for
+
+    place.transport.recruit = refuse
+    place.crew.scale(3)
+    began = place.now
+    while place.now < began + 100:
+        place.crew.call_up()
+        place.now += 0.01
+    assert len(asked) == 5
+
+
+class FullDisk(GradientWorker):
+    """There is no room for the dataset where it is."""
+
+    def attach(self, plan: StepPlan) -> Attached:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_recruit_that_cannot_attach_is_told_of_and_does_not_end_the_job(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 1)
+    place.crew.admit(wait=True)
+    place.transport.make = lambda name: replace(site.plain(name), target=FullDisk())
+    place.crew.scale(2)
+    for _ in range(3):
+        place.crew.call_up()
+        place.crew.admit(wait=False)
+    assert (place.names, place.transport.dismissed, place.crew.wanted) == (["w0"], ["recruit0"], 1)
+    (event,) = (event for event in place.events if event.type == "fault")
+    assert (event.level, event.data["worker"]) == ("warning", "recruit0")
+    assert "recruit0 takes no part" in event.message
+    assert "No space left" in event.message
+
+
+def test_where_nobody_else_is_there_it_ends_the_job_with_its_reason(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 1)
+    place.site.workers[0].target = FullDisk()
+    crew = Crew(plan, place.site.workers, place.transport, place.events.append, lambda: place.now)
+    with pytest.raises(OSError, match="No space left"):
+        crew.admit(wait=True)
 
 
 def test_a_recruit_that_does_not_come_up_is_given_up(site: Any, plan: StepPlan) -> None:

@@ -35,6 +35,9 @@ class Names:
             self.kill(name)
         return set(names) & set(self.held)
 
+    def ended(self, aggregators: Iterable[str]) -> set[str]:
+        return self.answering(sorted(aggregators))
+
     def hold(self, worker: str, holder: str) -> bool:
         if not self.answering([worker]) or self.held[worker] != NOBODY:
             return False
@@ -191,7 +194,8 @@ def test_silent_trainers_and_aggregators_are_asked_all_at_once_and_end(names: Na
     idle = names.names()
     names.silent, names.asked = idle - {min(idle)}, []
     again = Pool(names)
-    assert (names.asked, names.names(), set(names.killed)) == ([idle], {min(idle)}, names.silent)
+    by_kind = [{name for name in idle if kind_of(name) == kind} for kind in (TRAINER, AGGREGATOR)]
+    assert (names.asked, names.names(), set(names.killed)) == (by_kind, {min(idle)}, names.silent)
     names.create("ParameterAggregator-there-0")
     crew = replace(start(names, again, 1), aggregators=("ParameterAggregator-here-0", "ParameterAggregator-there-0"))
     names.crews[crew.trainer], names.asked = crew, []

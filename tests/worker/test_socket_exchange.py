@@ -26,7 +26,7 @@ from worker.gradient_worker import GradientWorker
 from worker.links import tune
 from worker.plan import Reduced, ShardReport, StepPlan, StepReport
 from worker.socket_exchange import STRETCH
-from worker.wiring import Place
+from worker.wiring import Place, Stretch
 
 Array = NDArray[Any]
 SEED, STEPS, LONG = 5, 12, 1500
@@ -150,13 +150,106 @@ class Asked(Processes):
 def test_a_worker_that_hangs_is_ended_and_its_shards_go_to_others(
     socket_bench: Any, plan: StepPlan, monkeypatch: pytest.MonkeyPatch, apart: int
 ) -> None:
-    monkeypatch.setattr("worker.remote_exchange.SILENCE_S", 0.3)
+    monkeypatch.setattr("worker.transport.SILENCE_S", 0.3)
     place = socket_bench(plan, 2, 2, apart, transport=Asked())
     reports = place.exchange.run_steps(20)
     os.kill(pids(place)[1], signal.SIGSTOP)
     while len(reports) < 60:
         reports += place.exchange.run_steps(20)
     assert (weights_sha256(place.exchange.parameters()), reports) == undisturbed(plan, 60)
+    assert place.exchange.failures == 1
+
+
+@pytest.mark.parametrize("ask", ["keep_best", "parameters", "snapshot", "close"])
+def test_an_aggregator_that_hangs_between_steps_is_a_lost_one(
+    socket_bench: Any, plan: StepPlan, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    monkeypatch.setattr("worker.transport.SILENCE_S", 0.3)
+    place = socket_bench(plan, 2, 2, transport=Asked())
+    place.exchange.run_steps(3)
+    os.kill(place.aggregators[1].process.pid, signal.SIGSTOP)
+    if ask == "close":
+        place.exchange.close()  # it has nothing to let go any more
+        return
+    with pytest.raises(RemoteLost, match=place.aggregators[1].name):
+        getattr(place.exchange, ask)()
+
+
+def test_a_worker_that_hangs_is_not_waited_for_at_the_end(
+    socket_bench: Any, plan: StepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.transport.SILENCE_S", 0.3)
+    place = socket_bench(plan, 2, 2, transport=Asked())
+    place.exchange.run_steps(3)
+    os.kill(pids(place)[0], signal.SIGSTOP)
+    place.exchange.close()
+    assert len(pids(place)) == 1
+
+
+class Unlinked(GradientWorker):
+    """It has no memory for its links."""
+
+    def serve(self, *arguments: Any) -> Stretch:
+        raise MemoryError("no more")
+
+
+def test_an_error_before_all_are_linked_leaves_nobody_waiting(socket_bench: Any, plan: StepPlan) -> None:
+    with closing(Processes()) as transport:
+        with pytest.raises(MemoryError, match="no more"):
+            socket_bench(plan, 3, 2, apart=2, transport=transport, worker=Unlinked)
+        for each in transport.all:
+            method = "end" if each in transport.all[3:] else "detach"
+            assert transport.wait([each.call(method)], PATIENCE_S), f"{each.name} waits for ever"
+
+
+def test_an_error_of_one_that_joins_later_leaves_nobody_waiting(socket_bench: Any, plan: StepPlan) -> None:
+    place = socket_bench(plan, 2, 2)
+    place.exchange.run_steps(3)
+    place.transport.recruit = lambda beside: Processes.recruit(place.transport, Unlinked)
+    place.exchange.scale(3)
+    until = time.monotonic() + PATIENCE_S
+
+    def train() -> None:
+        while time.monotonic() < until:
+            place.exchange.run_steps(7)
+
+    with pytest.raises(MemoryError, match="no more"):
+        train()
+    closed = threading.Thread(target=place.exchange.close, daemon=True)
+    closed.start()
+    closed.join(PATIENCE_S)
+    assert not closed.is_alive()
+
+
+class Accident(ParameterAggregator):
+    """A link of the first one breaks when it takes step 4, once."""
+
+    broke = False
+
+    def reduce(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> Reduced:
+        if step == 4 and not self.broke:
+            self.broke = True
+            raise LinkBroken("worker 0", "the test has cut it")
+        return super().reduce(step, gradients, reports)
+
+
+class DiesAt4(GradientWorker):
+    """Its process ends in step 4."""
+
+    def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().gradient(step, shard, parameters, gradient)
+
+
+def test_a_death_is_no_link_that_breaks_for_nothing(
+    socket_bench: Any, plan: StepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.socket_exchange.FRUITLESS", 1)
+    place = socket_bench(plan, 1, 1, worker=DiesAt4, aggregator=Accident)
+    reports = place.exchange.run_steps(3)
+    reports += place.exchange.run_steps(STEPS - 3)
+    assert (weights_sha256(place.exchange.parameters()), reports) == undisturbed(plan)
     assert place.exchange.failures == 1
 
 
