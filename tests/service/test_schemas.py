@@ -165,6 +165,8 @@ WRONG: list[tuple[str, Any]] = [
     ("optimizer.learning_rate", "1e-3"),
     ("optimizer.momentum", 1.0),
     ("optimizer.nesterov", 1),
+    ("optimizer.epsilon", 0.9e-16),
+    ("optimizer.epsilon", None),
     ("optimizer.clip_norm", 0.0),
     ("optimizer.l1", -1e-3),
     ("optimizer.l1", None),
