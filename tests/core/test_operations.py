@@ -158,6 +158,8 @@ EXTREMES = [
     (Negate(), lambda x: -x, lambda x: -np.ones_like(x), EVERYWHERE),
     (Scale(0.5), lambda x: x / 2, lambda x: np.full_like(x, 0.5), EVERYWHERE),
     (Power(2.0), lambda x: x**2, lambda x: 2 * x, EVERYWHERE),
+    (Power(1.0), lambda x: x, np.ones_like, EVERYWHERE),
+    (Power(0.0), np.ones_like, np.zeros_like, EVERYWHERE),
     (Exp(), np.exp, np.exp, [-1e4, 0.0, -0.0, "tiny", "-tiny", 80.0]),  # e^10000 is not a number of these types
     (Log(), np.log, lambda x: 1 / x, [1e4, 1e-30]),  # the slope at a subnormal is not
     (Sqrt(), np.sqrt, lambda x: 0.5 / np.sqrt(x), [1e4, "tiny"]),  # nor is that at 0
@@ -203,6 +205,8 @@ def test_weighted_sum(run, gradient_error):
         (Node("z", Sum(), "x"), {"x": ()}),
         (Node("z", Exp(), "x", "y"), {"x": (2,), "y": (2,)}),
         (Node("z", Concatenate(), "x", "y"), {"x": (ROWS, 2), "y": (2,)}),
+        (Node("z", Concatenate(), "x", "y"), {"x": (ROWS,), "y": (ROWS,)}),
+        (Node("z", Concatenate(), "x", "y"), {"x": (2, 3), "y": (2, ROWS)}),
         (Node("z", WeightedSum(), "x", "y"), {"x": (ROWS, 2), "y": (ROWS,)}),
     ],
 )
