@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: demo serve test faults check bench lock format clean
+.PHONY: demo serve test faults check bench pytorch lock format clean
 
 demo: $(READY)
 	$(BIN)/fallline demo
@@ -37,6 +37,10 @@ check: $(READY)
 # BENCH="engine --mnist FOLDER" chooses; the peers live in an environment of their own.
 bench: $(BENCH_READY)
 	$(BENCH_VENV)/bin/python -m benchmarks $(BENCH)
+
+# Random networks beside PyTorch's, which `make test` must skip: only that environment has it.
+pytorch: $(BENCH_READY)
+	$(BENCH_VENV)/bin/pytest tests/core/test_pytorch.py
 
 format: $(READY)
 	$(BIN)/ruff format .

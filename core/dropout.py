@@ -14,6 +14,8 @@ from .storage import ROWS, Array, Shape, Storage
 
 # The first word of the seed sequence that masks are drawn from: "drop", told apart from all other draws.
 _DROPOUT = 0x64726F70
+# The highest rate: of numbers in steps of 2^-20 the share below 1 - rate is still that to 0.05 %.
+MOST_RATE = 0.999
 
 
 class Dropout(Operation):

@@ -179,7 +179,7 @@ class Sqrt(Unary):
 
 @dataclass(frozen=True)
 class Power(Unary):
-    """z = x^n for a constant n;  dz/dx = n x^(n-1)."""
+    """z = x^n for a constant n;  dz/dx = n x^(n-1), 0 for n = 0 at x = 0, too."""
 
     exponent: float
 
@@ -190,6 +190,9 @@ class Power(Unary):
         np.power(x, self.exponent, out=z)
 
     def to_x(self, message: Array, signal: Array, z: Array, x: Array, scratch: Array) -> None:
+        if self.exponent == 0.0:  # 0 x^-1 is not a number at 0
+            message.fill(0.0)
+            return
         np.power(x, self.exponent - 1.0, out=scratch)
         np.multiply(scratch, self.exponent, out=scratch)
         np.multiply(signal, scratch, out=message)

@@ -46,9 +46,13 @@ class LayerNorm(Operation):
         means: Array,
         ones: Array,
     ) -> None:
-        np.matmul(x, means, out=by_row)
-        np.copyto(spread, by_row[:, None])
+        # The mean of x itself is inexact by its last digits, which is much beside a row that hardly varies: that of the
+        # distances to one of the row is not, and equal numbers have none.
+        np.copyto(spread, x[:, :1])
         np.subtract(x, spread, out=n)
+        np.matmul(n, means, out=by_row)
+        np.copyto(spread, by_row[:, None])
+        np.subtract(n, spread, out=n)
         np.multiply(n, n, out=squares)
         np.matmul(squares, means, out=by_row)
         np.add(by_row, _EPSILON, out=by_row)

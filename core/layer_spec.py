@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .activations import ACTIVATIONS
+from .dropout import MOST_RATE
 from .errors import SpecificationError
 from .initializers import INITIALIZERS
 from .specification import (
@@ -35,7 +36,7 @@ class _Treatment(Specification):
         if self.activation is not None:
             object.__setattr__(self, "activation", require_kind("activation", self.activation, ACTIVATIONS))
         if self.dropout is not None:
-            require_number("dropout", self.dropout, least=0.0, below=1.0)
+            require_number("dropout", self.dropout, least=0.0, most=MOST_RATE)
         if self.layer_norm is not None:
             require_flag("layer_norm", self.layer_norm)
         if self.initializer is not None:

@@ -132,7 +132,8 @@ def _normalize(z: Array, total: Array, spread: Array, ones: Array) -> None:
 class BinaryProbabilities(Operation):
     """z = (1 - p, p) with p = sigmoid(x): x (ROWS, 1), z (ROWS, 2). For predictions: no derivative of its own.
 
-    Training takes the sigmoid fused with its loss, BinaryCrossEntropy.
+    With e = e^-|x| the smaller is e / (1 + e), to its last digit however small, and the larger 1 / (1 + e): one of
+    e^min(-x, 0) and e^min(x, 0) is e, the other 1. Training takes the sigmoid fused with its loss, BinaryCrossEntropy.
     """
 
     def shape(self, *parents: Shape) -> Shape:
@@ -140,12 +141,19 @@ class BinaryProbabilities(Operation):
             raise ValueError("expected x (rows, 1)")
         return (ROWS, 2)
 
-    def forward(self, z: Array, x: Array) -> None:
-        np.multiply(x, 0.5, out=z)
-        np.tanh(z, out=z)
-        np.multiply(z, 0.5, out=z)
-        np.subtract(0.5, z[:, 0], out=z[:, 0])
-        np.add(z[:, 1], 0.5, out=z[:, 1])
+    def workspace(self, storage: Storage, *parents: Shape) -> tuple[Array, ...]:
+        """1 + e."""
+        return (storage.scratch((ROWS,)),)
+
+    def forward(self, z: Array, x: Array, total: Array) -> None:
+        first, second = z[:, 0], z[:, 1]
+        np.negative(x[:, 0], out=first)
+        np.copyto(second, x[:, 0])
+        np.minimum(z, 0.0, out=z)
+        np.exp(z, out=z)
+        np.add(first, second, out=total)
+        np.divide(first, total, out=first)
+        np.divide(second, total, out=second)
 
     def derivatives(self, *parents: Shape) -> tuple[LocalDerivative | None, ...]:
         return (None,)

@@ -12,6 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, ClassVar
 
 from .activations import ACTIVATIONS
+from .dropout import MOST_RATE
 from .errors import SpecificationError
 from .initializers import INITIALIZERS
 from .layer_spec import LayerSpec, NodeSpec
@@ -73,8 +74,8 @@ class NetworkSpec(Specification):
         require_choice("dtype", self.dtype, ("float32", "float64"))
         require_number("huber_delta", self.huber_delta, above=0.0)
         require_number("input_noise", self.input_noise, least=0.0)
-        require_number("input_dropout", self.input_dropout, least=0.0, below=1.0)
-        require_number("dropout", self.dropout, least=0.0, below=1.0)
+        require_number("input_dropout", self.input_dropout, least=0.0, most=MOST_RATE)
+        require_number("dropout", self.dropout, least=0.0, most=MOST_RATE)
         require_flag("layer_norm", self.layer_norm)
         if self.loss == "binary_cross_entropy" and self.outputs != 2:
             raise SpecificationError("outputs", self.outputs, "2, the classes of binary_cross_entropy (by one unit)")

@@ -133,6 +133,8 @@ class Concatenate(Operation):
     def shape(self, *parents: Shape) -> Shape:
         if not parents or not all(parents) or any(parent[:-1] != parents[0][:-1] for parent in parents):
             raise ValueError("expected parents whose shapes differ in the last dimension alone")
+        if any(parent[-1] == ROWS for parent in parents):
+            raise ValueError("expected parents whose last dimension is not the rows'")
         return (*parents[0][:-1], sum(parent[-1] for parent in parents))
 
     def forward(self, z: Array, *parents: Array) -> None:

@@ -21,6 +21,8 @@ Vector = NDArray[Any]
 # into the subnormal numbers and stay there; each costs a processor a hundred ordinary ones: with momentum on MNIST a
 # step took half as long again after two epochs. No weight that is above 1e-16 can tell it from zero.
 _FLOOR = 1e-25
+# Of `epsilon`: beside a smaller one the floor is no longer nothing, and a parameter without a gradient wanders off.
+LEAST_EPSILON = 1e-16
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class OptimizerSpec(Specification):
         require_number("weight_decay", self.weight_decay, least=0.0)
         require_number("beta1", self.beta1, least=0.0, below=1.0)
         require_number("beta2", self.beta2, least=0.0, below=1.0)
-        require_number("epsilon", self.epsilon, above=0.0)
+        require_number("epsilon", self.epsilon, least=LEAST_EPSILON)
         if self.clip_norm is not None:
             require_number("clip_norm", self.clip_norm, above=0.0)
         require_number("l1", self.l1, least=0.0)

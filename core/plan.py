@@ -52,7 +52,7 @@ class Place:
 
 
 class Plan:
-    """The calls that compute `graph` for `rows` rows.
+    """The calls that compute `graph` for `rows` rows; raises GraphError where an output is no node of it.
 
     `forward` can be asked for `outputs` and `loss`, whose values may be read afterwards; `backward` differentiates
     `loss`, or the sum of its elements. Bind every place before a run: `inputs` and `parameters`, and for `backward`
@@ -61,6 +61,9 @@ class Plan:
 
     def __init__(self, graph: Graph, rows: int, storage: Storage, outputs: Sequence[str], loss: str) -> None:
         self._graph, self._storage, self._outputs, self._loss = graph, storage, (*outputs, loss), loss
+        unknown = tuple(name for name in self._outputs if name not in graph.shapes)
+        if unknown:
+            raise GraphError("the graph has no such node to put out", unknown)
         self._values: dict[str, Array | Place] = {}
         self._workspaces: dict[str, tuple[Array, ...]] = {}
         self._signals: dict[str, Array | Place] = {}

@@ -101,15 +101,22 @@ def require_whole(field: str, value: Any, minimum: int) -> None:
 
 
 def require_number(
-    field: str, value: Any, *, above: float | None = None, least: float | None = None, below: float = math.inf
+    field: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float = math.inf,
+    most: float = math.inf,
 ) -> None:
-    """Refuse `value` unless it is a finite number with `above` < value, `least` <= value and value < `below`."""
-    bounds = [("above", above), ("of at least", least), ("below", below if below < math.inf else None)]
-    limits = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+    """Refuse `value` unless it is a finite number, `above` < value < `below` and `least` <= value <= `most`."""
+    bounds = [("above", above), ("of at least", least), ("below", below), ("at most", most)]
+    limits = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound not in (None, math.inf))
     expected = f"a finite number {limits}".strip()
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise SpecificationError(field, value, expected)
-    if (above is not None and value <= above) or (least is not None and value < least) or value >= below:
+    too_small = (above is not None and value <= above) or (least is not None and value < least)
+    if too_small or value >= below or value > most:
         raise SpecificationError(field, value, expected)
 
 

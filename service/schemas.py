@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, field_validator, model_validator
 
 from core.losses import LOSSES
+from core.optimizers import LEAST_EPSILON
 from core.schedules import SCHEDULES
 from service.fields import (
     AUTO,
@@ -67,7 +68,7 @@ class Optimizer(Section):
     weight_decay: Annotated[float | None, *number(0.0, null=True)] = None
     beta1: Annotated[float, *number(0.0, below=1.0)] = 0.9
     beta2: Annotated[float, *number(0.0, below=1.0)] = 0.999
-    epsilon: Annotated[float, *number(0.0, above=True)] = 1e-8
+    epsilon: Annotated[float, *number(LEAST_EPSILON)] = 1e-8
     clip_norm: Annotated[float | None, *number(0.0, above=True, null=True)] = None
     l1: Annotated[float, *number(0.0)] = 0.0
     max_norm: Annotated[float | None, *number(0.0, above=True, null=True)] = None

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from core.activations import ACTIVATIONS
+from core.dropout import MOST_RATE
 from core.initializers import INITIALIZERS
 from core.layer_spec import OPERATIONS
 from service.fields import AUTO, Section, choice, flag, kind, number, text, whole
@@ -24,7 +25,7 @@ class Treatment(Section):
     """What happens to a layer's net inputs. null: as the network has it."""
 
     activation: Annotated[str | dict[str, Any] | None, *kind(ACTIVATIONS, null=True)] = None
-    dropout: Annotated[float | None, *number(0.0, below=1.0, null=True)] = None
+    dropout: Annotated[float | None, *number(0.0, at_most=MOST_RATE, null=True)] = None
     layer_norm: Annotated[bool | None, *flag(null=True)] = None
     initializer: Annotated[str | None, *choice(AUTO, *INITIALIZERS, null=True)] = None
 
@@ -50,8 +51,8 @@ class Network(Section):
     hidden: Annotated[list[Units], Field(max_length=MOST_LAYERS)] = Field(default=[256, 128])
     activation: Annotated[str | dict[str, Any], *kind(ACTIVATIONS, auto=True)] = AUTO
     input_noise: Annotated[float, *number(0.0)] = 0.0
-    input_dropout: Annotated[float, *number(0.0, below=1.0)] = 0.0
-    dropout: Annotated[float, *number(0.0, below=1.0)] = 0.0
+    input_dropout: Annotated[float, *number(0.0, at_most=MOST_RATE)] = 0.0
+    dropout: Annotated[float, *number(0.0, at_most=MOST_RATE)] = 0.0
     layer_norm: Annotated[bool, *flag()] = False
     initializer: Annotated[str, *choice(AUTO, *INITIALIZERS)] = AUTO
     layers: Annotated[list[Layer], Field(min_length=1, max_length=MOST_LAYERS)] | None = None

@@ -1,8 +1,10 @@
+import sys
+
 import numpy as np
 import pytest
 
 from core.draw import Draw
-from core.dropout import Dropout, Mask
+from core.dropout import MOST_RATE, Dropout, Mask
 from core.graph import Graph, Input, Node, Parameter
 from core.network import Network, NetworkSpec, NodeSpec, initial_parameters, summary
 from core.operations import Affine
@@ -19,7 +21,7 @@ def mask_of(rate, draw, layer=1, rows=64, units=31, dtype=np.float32):
     return mask.array
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize("rate", [0.05, 0.5, 0.9, MOST_RATE])
 def test_a_unit_is_dropped_with_the_rate_and_scaled_otherwise(rate):
     mask = mask_of(rate, (0, 1, 0), rows=1000, units=100)
     np.testing.assert_array_equal(np.unique(mask), np.array([0, 1 / (1 - rate)], np.float32))
@@ -28,6 +30,17 @@ def test_a_unit_is_dropped_with_the_rate_and_scaled_otherwise(rate):
         assert (half == 0).mean() == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / half.size))
     kept = mask > 0
     assert abs(np.corrcoef(kept[:, :-1].ravel(), kept[:, 1:].ravel())[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.9, 0.99, MOST_RATE])
+def test_the_share_that_is_kept_is_right_to_a_thousandth(rate):
+    """Too rare to be counted: by what both halves of a double are compared with, the upper one's last 20 bits drawn."""
+    storage = Storage(np.float32)
+    storage.start_plan(1)
+    limits = Mask(storage, 2, rate, 1)._limits.tolist()
+    low, high = limits if sys.byteorder == "little" else reversed(limits)
+    assert (high - 0x3FF00000) / 2**20 == pytest.approx(1 - rate, rel=1e-3)
+    assert low / 2**32 == pytest.approx(1 - rate, rel=1e-3)
 
 
 def test_the_mask_is_a_function_of_seed_step_shard_and_layer():

@@ -50,14 +50,36 @@ def test_by_hand(run):
     np.testing.assert_array_equal(gradients["s"], [1, 1])
 
 
+def planned(x):
+    """A plan whose values are x's normalized rows: gain and c 1, shift 0."""
+    rows, units = x.shape
+    plan = Plan(graph_of(units), rows, Storage(x.dtype), (), "L")
+    plan.bind_parameters({"x": x, "g": np.ones(units, x.dtype), "s": np.zeros(units, x.dtype)})
+    plan.inputs["c"].bind(np.ones_like(x))
+    return plan
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("units", [*range(1, 17), 256])
+def test_rows_of_equal_numbers_become_zeros(units, dtype):
+    """Whatever the number: its mean over a row, off by the last digit, would be an error of 1 and not of 1e-7."""
+    x = np.repeat(np.array([[1e4], [12345.6], [1e6], [-3e7]], dtype), units, axis=1)
+    np.testing.assert_array_equal(planned(x).forward("L"), np.zeros_like(x))
+
+
+def test_rows_far_from_0_are_right_in_float32():
+    x = (1e5 + RNG.normal(size=(6, 50))).astype(np.float32)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(axis=1, keepdims=True)) / np.sqrt(wide.var(axis=1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(planned(x).forward("L"), expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_extremes_are_finite(dtype):
     tiny = np.finfo(dtype).smallest_subnormal
     x = np.array([[1e4, -1e4, 0.0], [1e4, 1e4, 1e4], [0.0, -0.0, 0.0], [tiny, -tiny, 0.0]], dtype)
-    plan = Plan(graph_of(3), 4, Storage(dtype), (), "L")
+    plan = planned(x)
     gradients = {"x": np.empty_like(x), "g": np.empty(3, dtype), "s": np.empty(3, dtype)}
-    plan.bind_parameters({"x": x, "g": np.ones(3, dtype), "s": np.zeros(3, dtype)})
-    plan.inputs["c"].bind(np.ones_like(x))
     plan.bind_gradients(gradients)
     root = np.sqrt(1.5)
     np.testing.assert_allclose(plan.forward("L")[:3], [[root, -root, 0], [0, 0, 0], [0, 0, 0]], atol=1e-6)

@@ -151,6 +151,23 @@ def test_binary_probabilities():
     np.testing.assert_allclose(plan.forward("p"), [[0.25, 0.75], [0, 1], [1, 0]], rtol=1e-14)
 
 
+@pytest.mark.parametrize(("dtype", "digits"), [(np.float32, 1e-6), (np.float64, 1e-14)])
+def test_binary_probabilities_keep_both_tails(dtype, digits):
+    """To the last digits, though 1 - p has none left: at -20 it was 0 in float32."""
+    x = np.array([-80.0, -20.0, -17.0, -1.0, -1e-3, -0.0, 0.0, np.finfo(dtype).smallest_subnormal, 2.0, 17.0, 80.0])
+    plan = Plan(
+        Graph(Parameter("x", (ROWS, 1)), Node("p", BinaryProbabilities(), "x"), Node("L", Multiply(), "x", "x")),
+        len(x),
+        Storage(dtype),
+        ("p",),
+        "L",
+    )
+    plan.parameters["x"].bind(x[:, None].astype(dtype))
+    exact = x.astype(np.longdouble)
+    expected = np.stack([1 / (1 + np.exp(exact)), 1 / (1 + np.exp(-exact))], axis=1).astype(float)
+    np.testing.assert_allclose(plan.forward("p"), expected, rtol=digits)
+
+
 def test_huber_by_hand(run):
     """delta 2: an error of 1 costs 1/2 with the slope 1, one of -5 costs 2 (5 - 1) = 8 with the slope -2."""
     graph = Graph(

@@ -158,6 +158,8 @@ EXTREMES = [
     (Negate(), lambda x: -x, lambda x: -np.ones_like(x), EVERYWHERE),
     (Scale(0.5), lambda x: x / 2, lambda x: np.full_like(x, 0.5), EVERYWHERE),
     (Power(2.0), lambda x: x**2, lambda x: 2 * x, EVERYWHERE),
+    (Power(1.0), lambda x: x, np.ones_like, EVERYWHERE),
+    (Power(0.0), np.ones_like, np.zeros_like, EVERYWHERE),
     (Exp(), np.exp, np.exp, [-1e4, 0.0, -0.0, "tiny", "-tiny", 80.0]),  # e^10000 is not a number of these types
     (Log(), np.log, lambda x: 1 / x, [1e4, 1e-30]),  # the slope at a subnormal is not
     (Sqrt(), np.sqrt, lambda x: 0.5 / np.sqrt(x), [1e4, "tiny"]),  # nor is that at 0
@@ -178,6 +180,77 @@ def test_extremes_are_finite_and_right(operation, function, slope, at, dtype):
     np.testing.assert_allclose(plan.forward("z"), function(exact).astype(dtype), rtol=1e-6)
     plan.backward()
     np.testing.assert_allclose(gradient["x"], slope(exact).astype(dtype), rtol=1e-6)
+
+
+def every_pair(dtype):
+    """x and y: each of the extremes beside each."""
+    values = np.array([1e4, -1e4, 0.0, -0.0, TINY[dtype], -TINY[dtype]], dtype)
+    return np.repeat(values, 6), np.tile(values, 6)
+
+
+def two_matrices(dtype):
+    tiny = TINY[dtype]
+    x = np.array([[1e4, -1e4], [0.0, -0.0], [tiny, -tiny], [1e4, tiny]], dtype)
+    return x, np.array([[1e4, 0.0, tiny], [1e4, -0.0, -1e4]], dtype)
+
+
+def numbers_to_divide(dtype):
+    """By 0, or by a subnormal number, the slope is not a number of the type: by 1 instead."""
+    x, y = every_pair(dtype)
+    return x, np.where(np.abs(y) == 1e4, y, 1).astype(dtype)
+
+
+def rows_to_sum(dtype):
+    return (np.array([[1e4, -1e4, 0.0], [TINY[dtype], -0.0, TINY[dtype]], [1e4, 1e4, -TINY[dtype]]], dtype),)
+
+
+def ones(*shape):
+    return np.ones(shape, np.longdouble)
+
+
+SEVERAL = [  # an operation, parents, their value, and the gradients of its sum
+    (Add(), every_pair, lambda x, y: x + y, lambda x, y: (ones(36), ones(36))),
+    (Subtract(), every_pair, lambda x, y: x - y, lambda x, y: (ones(36), -ones(36))),
+    (Multiply(), every_pair, lambda x, y: x * y, lambda x, y: (y, x)),
+    (Divide(), numbers_to_divide, lambda x, y: x / y, lambda x, y: (1 / y, -x / y**2)),
+    (MatMul(), two_matrices, lambda x, y: x @ y, lambda x, y: (ones(4, 3) @ y.T, x.T @ ones(4, 3))),
+    (
+        Affine(),
+        lambda dtype: (*two_matrices(dtype), np.array([-0.0, 1e4, TINY[dtype]], dtype)),
+        lambda x, w, b: x @ w + b,
+        lambda x, w, b: (ones(4, 3) @ w.T, x.T @ ones(4, 3), 4 * ones(3)),
+    ),
+    (
+        Concatenate(),
+        lambda dtype: (two_matrices(dtype)[0][2:], two_matrices(dtype)[1]),
+        lambda x, y: np.concatenate([x, y], axis=1),
+        lambda x, y: (ones(2, 2), ones(2, 3)),
+    ),
+    (Sum(), rows_to_sum, lambda x: x.sum(axis=1), lambda x: (ones(3, 3),)),
+    (Mean(), rows_to_sum, lambda x: x.mean(axis=1), lambda x: (ones(3, 3) / 3,)),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("operation", "parents", "function", "slopes"), SEVERAL, ids=[type(case[0]).__name__ for case in SEVERAL]
+)
+def test_extremes_of_operations_on_several_numbers(operation, parents, function, slopes, dtype):
+    arrays = dict(zip("xyb", parents(dtype), strict=False))
+    if isinstance(operation, Affine):
+        declared = {"x": (ROWS, 2), "y": (2, 3), "b": (3,)}
+    else:
+        declared = {name: array.shape for name, array in arrays.items()}
+    nodes = [Parameter(name, shape) for name, shape in declared.items()]
+    plan = Plan(Graph(*nodes, Node("z", operation, *arrays)), 4, Storage(dtype), (), "z")
+    gradients = {name: np.empty_like(array) for name, array in arrays.items()}
+    plan.bind_parameters(arrays)
+    plan.bind_gradients(gradients)
+    exact = [array.astype(np.longdouble) for array in arrays.values()]
+    np.testing.assert_allclose(plan.forward("z"), function(*exact).astype(dtype), rtol=1e-6)
+    plan.backward()
+    for gradient, expected in zip(gradients.values(), slopes(*exact), strict=True):
+        np.testing.assert_allclose(gradient, expected.astype(dtype), rtol=1e-6)
 
 
 def test_weighted_sum(run, gradient_error):
@@ -203,6 +276,8 @@ def test_weighted_sum(run, gradient_error):
         (Node("z", Sum(), "x"), {"x": ()}),
         (Node("z", Exp(), "x", "y"), {"x": (2,), "y": (2,)}),
         (Node("z", Concatenate(), "x", "y"), {"x": (ROWS, 2), "y": (2,)}),
+        (Node("z", Concatenate(), "x", "y"), {"x": (ROWS,), "y": (ROWS,)}),
+        (Node("z", Concatenate(), "x", "y"), {"x": (2, 3), "y": (2, ROWS)}),
         (Node("z", WeightedSum(), "x", "y"), {"x": (ROWS, 2), "y": (ROWS,)}),
     ],
 )

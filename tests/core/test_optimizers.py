@@ -4,7 +4,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from core.optimizers import OPTIMIZERS, OptimizerSpec, make_optimizer
+from core.errors import SpecificationError
+from core.optimizers import LEAST_EPSILON, OPTIMIZERS, OptimizerSpec, make_optimizer
 
 SPECS = [
     OptimizerSpec("sgd", 0.1),
@@ -166,3 +167,37 @@ def test_means_of_a_gradient_that_stays_zero_do_not_become_subnormal(spec):
         now, after = after, now
     for vector in now:
         assert (np.abs(vector) >= np.finfo(np.float32).tiny).all()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_parameter_without_a_gradient_stays_where_it_is(name):
+    """With the least epsilon, too: what keeps means from sinking is nothing beside it."""
+    optimizer = make_optimizer(OptimizerSpec(name, 1e-3, momentum=0.9, epsilon=LEAST_EPSILON))
+    now = [np.zeros(3), *(np.zeros(3) for _ in range(optimizer.state_vectors))]
+    for step in range(1, 101):
+        after = [np.empty(3) for _ in now]
+        optimizer.update(step, 1e-3, now[0], np.zeros(3), now[1:], after[0], after[1:])
+        now = after
+    np.testing.assert_allclose(now[0], 0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-30, 0.99e-16])
+def test_an_epsilon_below_which_it_would_move_is_refused(epsilon):
+    with pytest.raises(SpecificationError) as caught:
+        OptimizerSpec("adam", 1e-3, epsilon=epsilon)
+    assert str(caught.value) == f"epsilon is {epsilon!r}; expected a finite number of at least 1e-16"
+
+
+@pytest.mark.parametrize(("l1", "weight_decay"), [(0.3, 0.0), (0.0, 0.2), (0.3, 0.2)])
+def test_the_penalties_are_the_gradient_of_what_they_add_to_the_loss(l1, weight_decay):
+    """By central differences of l1 |w|_1 + weight_decay / 2 |w|^2: at rate 1 and without a loss SGD takes all of it."""
+
+    def penalty(w):
+        return l1 * np.abs(w).sum() + weight_decay / 2 * (w**2).sum()
+
+    rng, h = np.random.default_rng(0), 1e-5
+    w = rng.uniform(0.1, 2, 12) * rng.choice([-1.0, 1.0], 12)  # not at the kink
+    optimizer, out = make_optimizer(OptimizerSpec("sgd", 1.0, l1=l1, weight_decay=weight_decay)), np.empty(12)
+    optimizer.update(1, 1.0, w, np.zeros(12), (), out, ())
+    differences = [(penalty(w + shift) - penalty(w - shift)) / (2 * h) for shift in h * np.eye(12)]
+    np.testing.assert_allclose(w - out, differences, rtol=1e-8)

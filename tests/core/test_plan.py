@@ -112,6 +112,15 @@ def test_parameter_without_influence_is_refused():
         Plan(fused_only, 1, Storage(np.float64), (), "L")
 
 
+@pytest.mark.parametrize(
+    ("outputs", "loss", "unknown"), [((), "l", ("l",)), (("h0", "h7"), "h0", ("h7",)), (("x7",), "l", ("x7", "l"))]
+)
+def test_outputs_that_the_graph_does_not_have_are_named(outputs, loss, unknown):
+    with pytest.raises(GraphError, match="no such node") as caught:
+        Plan(perceptron(ReLU), 2, Storage(np.float32), outputs, loss)
+    assert caught.value.nodes == unknown
+
+
 def test_messages_add_up_in_shared_parameters(gradient_error):
     """One matrix in two layers, and one unit's output in two places."""
     graph = Graph(

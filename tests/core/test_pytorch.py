@@ -1,15 +1,13 @@
 """Random networks beside PyTorch's: the same losses, predictions and gradients in float64, by its own derivatives."""
 
-import os
-
 import numpy as np
 import pytest
 
 from core.network import Network, NetworkSpec, initial_parameters
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: it is a peer to compare with, not a requirement")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make pytorch` runs these where it is")
 
-NETWORKS = int(os.environ.get("FALLLINE_RANDOM_NETWORKS", "200"))
+NETWORKS = 200
 F = torch.nn.functional
 ACTIVATIONS = {
     "identity": lambda x: x,

@@ -1,9 +1,4 @@
-"""Gradients of random graphs: fan-out, shared parameters, several paths, every smooth operation.
-
-FALLLINE_RANDOM_GRAPHS=1000 checks so many; without it, a few.
-"""
-
-import os
+"""Gradients of random graphs: fan-out, shared parameters, several paths, every smooth operation."""
 
 import numpy as np
 from hypothesis import given, seed, settings
@@ -33,7 +28,7 @@ from core.operations import (
 )
 from core.storage import ROWS
 
-GRAPHS = int(os.environ.get("FALLLINE_RANDOM_GRAPHS", "40"))
+GRAPHS = 1000
 ROW_COUNT, WIDTH = 3, 2
 SMOOTH = [Sin(), Cos(), Tanh(), Sigmoid(), GELU(), SiLU(), Softplus(2.0), Negate(), Scale(0.7)]
 BOUNDED = [Square(), Exp(), ELU(0.5)]  # of a sine, and what may grow through a tanh: large values leave no digits

@@ -103,6 +103,8 @@ def test_wrong_value_names_the_field(kind, valid, field, value):
 def test_limits_are_put_into_words():
     with pytest.raises(SpecificationError, match="a finite number of at least 0 and below 1"):
         ScheduleSpec("cosine", -1.0)
+    with pytest.raises(SpecificationError, match=r"a finite number of at least 0 and at most 0\.999"):
+        NetworkSpec(1, 1, dropout=-1.0)
 
 
 def test_an_activation_with_numbers_has_one_form():
