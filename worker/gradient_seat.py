@@ -47,7 +47,8 @@ class Memory:
     def close(self) -> None:
         """Others cannot map it any more; who has mapped it keeps it."""
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            descriptor, self.descriptor = self.descriptor, -1  # soon the number of another file
+            os.close(descriptor)
 
 
 class _Aggregator:
@@ -126,6 +127,7 @@ class GradientSeat:
             if len(self._memory.gradients) == shards:
                 return self._memory
             self._memory.close()
+            self._memory = None
         return Memory(self._plan, shards)
 
     def _step(self, step: int) -> None:
