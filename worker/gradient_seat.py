@@ -29,6 +29,9 @@ class Computes(Protocol):
     def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
         """Overwrite `gradient` with the shard's of `step`."""
 
+    def forget_vectors(self) -> None:
+        """Refer to none of the vectors that `gradient` was given."""
+
 
 class Memory:
     """What a worker shares with its machine's aggregators: a gradient for each of its shards, and the parameters."""
@@ -76,6 +79,7 @@ class GradientSeat:
         self._worker, self._plan = worker, plan
         self._links = Links()
         self._memory: Memory | None = None
+        self._aggregators: list[_Aggregator] = []
 
     def serve(self, wiring: Wiring, number: int, first: int, last: int) -> Stretch:
         """Take part in the steps `first` to `last` as worker `number` of `wiring`."""
@@ -122,12 +126,13 @@ class GradientSeat:
         self._receive(committed)
 
     def _room(self, shards: int) -> Memory:
-        """For so many shards: what there is, if it fits."""
+        """For so many shards: what there is, if it fits; else a new one, once nothing refers to the old one."""
         if self._memory is not None:
             if len(self._memory.gradients) == shards:
                 return self._memory
             self._memory.close()
-            self._memory = None
+            self._memory, self._aggregators = None, []
+            self._worker.forget_vectors()
         return Memory(self._plan, shards)
 
     def _step(self, step: int) -> None:

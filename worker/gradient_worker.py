@@ -118,6 +118,10 @@ class GradientWorker:
             gradient[...] = self._half
         return ShardReport(step, shard, len(rows), weight, loss)
 
+    def forget_vectors(self) -> None:
+        """Refer to none of the vectors that `gradient` was given."""
+        self._network.forget()
+
     def _sums(
         self, number: int, shard: int, rows: Array, parameters: Array, gradient: Array, factor: float | None = None
     ) -> tuple[float, float]:

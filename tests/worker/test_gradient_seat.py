@@ -1,8 +1,10 @@
-"""A worker's shared memory: its descriptor is closed once."""
+"""A worker's shared memory: one at a time, and its descriptor is closed once."""
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,12 @@ from worker.wiring import Stretch, Wiring
 
 SEED, SECRET = 5, b"s" * 32
 Dealt = tuple[tuple[int, ...], ...]
+
+
+def mapped() -> set[str]:
+    """The shared memory that this process maps, by inode."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "/memfd:fallline-memory" in line}
 
 
 class Team:
@@ -56,9 +64,27 @@ class Team:
 
 @pytest.fixture
 def team(plan: StepPlan) -> Iterator[Team]:
+    gc.collect()
     found = Team(plan)
     yield found
     found.end()
+
+
+def test_a_worker_never_has_two_memories(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, create, had = mapped(), memfd.create, list[set[str]]()
+    team.step(1, (0, 1), (2,))
+    team.step(2, (1, 2), (0,))
+    assert len(mapped() - before) == 2
+    team.workers[1].detach()
+
+    def created(*arguments: Any) -> int:
+        had.append(mapped() - before)
+        return create(*arguments)
+
+    monkeypatch.setattr(memfd, "create", created)
+    team.step(3, (0, 1, 2))
+    assert had == [set()]
+    assert len(mapped() - before) == 1
 
 
 def test_steps_go_on_after_a_re_deal_without_room_and_no_descriptor_is_closed_twice(
