@@ -51,7 +51,7 @@ class Network:
     """A network for minibatches of at most `rows` rows. Not to be used by two threads at once.
 
     Every buffer is allocated at the first use of a number of rows; a step after that allocates nothing. The arrays that
-    it was last given are referred to until others take their place.
+    it was last given are referred to until others take their place, or it is to `forget` them.
     """
 
     def __init__(self, spec: NetworkSpec, rows: int, small_product: int = 0) -> None:
@@ -61,11 +61,15 @@ class Network:
         self.layout = parameter_layout(self.graph)
         self._predictions = "outputs" if spec.make_loss().prediction is None else "predictions"
         self._storage = Storage(spec.dtype, small_product)
-        self._plans: OrderedDict[int, _Planned] = OrderedDict()
-        self._parameter_views = RecentViews(self.layout, spec.dtype)
-        self._gradient_views = RecentViews(self.layout, spec.dtype)
-        self._last: Plan | None = None
+        self.forget()
         self._plan(rows)
+
+    def forget(self) -> None:
+        """Refer to none of the arrays that it was given; what was bound to them is planned anew at its next use."""
+        self._plans: OrderedDict[int, _Planned] = OrderedDict()
+        self._parameter_views = RecentViews(self.layout, self.spec.dtype)
+        self._gradient_views = RecentViews(self.layout, self.spec.dtype)
+        self._last: Plan | None = None
 
     @np.errstate(all="ignore")
     def loss_and_gradient(

@@ -319,7 +319,7 @@ class JobKeeper:
         if now - self._demanded_at >= DEMAND_SECONDS:
             self._demanded_at = now
             running = {id: held.handle.workers for id, held in self.held.items() if id in jobs}
-            self._queue.demand(running | dict.fromkeys(self.waiting & jobs.keys(), 0), jobs)
+            self._queue.demand(running | dict.fromkeys(self.waiting & jobs.keys(), 0), jobs, self._shortage)
 
     def _claim_expired(self) -> list[JobRecord]:
         """Jobs that have lost their controller, or their trainer. One that is being registered is the publisher's."""

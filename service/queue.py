@@ -44,10 +44,10 @@ class Queue:
                 self._store.explain_wait(job_id, reason)
         return choice.start
 
-    def demand(self, workers: Mapping[str, int], jobs: Mapping[str, JobRecord]) -> None:
+    def demand(self, workers: Mapping[str, int], jobs: Mapping[str, JobRecord], shortage: str | None) -> None:
         """Have the cluster's autoscaler see for how many workers there is work: for the jobs that train or are
-        about to, by how many workers each has, and for those that may begin beside them."""
-        may_begin = self._settings.max_running_jobs - len(workers)
+        about to, by how many workers each has, and for those that may begin beside them: none in a `shortage`."""
+        may_begin = self._settings.max_running_jobs - len(workers) if shortage is None else 0
         waiting = self._store.queued_jobs(may_begin) if may_begin > 0 else []
         teams = [(jobs[id], has) for id, has in workers.items()] + [(job, 0) for job in waiting]
         wanted = [reconcile.demand(workers_wanted(job), job.spec["distribution"]["shards"], has) for job, has in teams]

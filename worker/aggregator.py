@@ -4,6 +4,7 @@ Several of them share a vector between them, neighbouring blocks each: what each
 takes the same norm of the same blocks in the same order, and comes to the same step.
 """
 
+import gc
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ class ParameterAggregator:
             self._seat.close()
         self.__dict__.clear()
         self.committed, self._seat = 0, None
+        gc.collect()  # an actor's frames refer to themselves: a divergence would keep its workers' memory mapped
 
     def parameters(self, which: str = "current") -> Array:
         """The committed parameters ("current"), those that the last step began from ("previous"), those that the next

@@ -2,7 +2,8 @@
 
 An entry's name is the hash of its manifest, which holds the hash of each file. It is fetched chunk by chunk into a
 folder that is kept when the fetch is cut short, so that the next one goes on where it ended; it gets its name once all
-of it is on the disk and has the right hash. Entries that were not used for longest make room for new ones.
+of it is on the disk and has the right hash. One that is damaged when it is opened again is fetched anew. Entries that
+were not used for longest make room for new ones.
 """
 
 import fcntl
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from worker.dataset import MANIFEST, DatasetError, PreparedDataset, file_sha256, open_prepared
+from worker.durable import sync_folder
 
 CHUNK_BYTES = 4 * 1024**2  # so much of a file lies in Ray's object store at a time
 CACHE_BYTES = 10 * 1024**3
@@ -44,10 +46,14 @@ def prepared_here(folder: str, sha256: str, read: Read | None) -> Iterator[Prepa
     cache.mkdir(parents=True, exist_ok=True)
     with _lock(cache, sha256, fcntl.LOCK_EX):
         entry = cache / sha256
-        if not entry.exists():
+        found = _whole(entry, sha256)
+        if found is None:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(entry)
             _fetch(entry, sha256, read)
+            found = open_prepared(entry)
         os.utime(entry)
-        yield open_prepared(entry)
+        yield found
 
 
 def _home() -> Path:
@@ -74,20 +80,37 @@ def _lock(cache: Path, sha256: str, how: int) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _whole(entry: Path, sha256: str) -> PreparedDataset | None:
+    """The entry, if it is there and no bit of it has changed since it was fetched."""
+    with suppress(DatasetError, OSError):
+        found, files = open_prepared(entry), _files((entry / MANIFEST).read_bytes())
+        if found.sha256 == sha256 and all(file_sha256(entry / name) == wanted for name, (_, wanted) in files.items()):
+            return found
+    return None
+
+
+def _files(manifest: bytes) -> dict[str, tuple[int, str]]:
+    """The size and the hash of each file, by its name."""
+    return {Path(name).name: about for name, about in json.loads(manifest)["files"].items()}
+
+
 def _fetch(entry: Path, sha256: str, read: Read) -> None:
     manifest = b"".join(_chunks(read, MANIFEST, 0))
     if hashlib.sha256(manifest).hexdigest() != sha256:
         raise DatasetError(str(entry), "the trainer's arrays are other ones than the job's")
-    files: dict[str, tuple[int, str]] = {
-        Path(name).name: about for name, about in json.loads(manifest)["files"].items()
-    }
+    files = _files(manifest)
     _make_room(entry.parent, sum(size for size, _ in files.values()))
     partial = entry.with_name(f".{sha256}")
     partial.mkdir(exist_ok=True)
     for name, (_, wanted) in files.items():
         _fetch_file(partial / name, wanted, read)
-    (partial / MANIFEST).write_bytes(manifest)
+    with (partial / MANIFEST).open("wb") as file:
+        file.write(manifest)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(partial)
     os.rename(partial, entry)
+    sync_folder(entry.parent)
 
 
 def _fetch_file(path: Path, sha256: str, read: Read) -> None:

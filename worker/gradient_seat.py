@@ -29,6 +29,9 @@ class Computes(Protocol):
     def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
         """Overwrite `gradient` with the shard's of `step`."""
 
+    def forget_vectors(self) -> None:
+        """Refer to none of the vectors that `gradient` was given."""
+
 
 class Memory:
     """What a worker shares with its machine's aggregators: a gradient for each of its shards, and the parameters."""
@@ -47,7 +50,8 @@ class Memory:
     def close(self) -> None:
         """Others cannot map it any more; who has mapped it keeps it."""
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            descriptor, self.descriptor = self.descriptor, -1  # soon the number of another file
+            os.close(descriptor)
 
 
 class _Aggregator:
@@ -75,6 +79,7 @@ class GradientSeat:
         self._worker, self._plan = worker, plan
         self._links = Links()
         self._memory: Memory | None = None
+        self._aggregators: list[_Aggregator] = []
 
     def serve(self, wiring: Wiring, number: int, first: int, last: int) -> Stretch:
         """Take part in the steps `first` to `last` as worker `number` of `wiring`."""
@@ -121,11 +126,13 @@ class GradientSeat:
         self._receive(committed)
 
     def _room(self, shards: int) -> Memory:
-        """For so many shards: what there is, if it fits."""
+        """For so many shards: what there is, if it fits; else a new one, once nothing refers to the old one."""
         if self._memory is not None:
             if len(self._memory.gradients) == shards:
                 return self._memory
             self._memory.close()
+            self._memory, self._aggregators = None, []
+            self._worker.forget_vectors()
         return Memory(self._plan, shards)
 
     def _step(self, step: int) -> None:

@@ -91,9 +91,11 @@ class GradientWorker:
 
     def detach(self) -> None:
         """Forget the job, give its memory back, and be nobody's: all at once, another thread may `hold` it."""
-        if self._seat is not None:
-            self._seat.close()
-        self.__dict__ = {"_plan": None, "_seat": None, "holder": "", "_read": self._read}
+        try:
+            if self._seat is not None:
+                self._seat.close()
+        finally:
+            self.__dict__ = {"_plan": None, "_seat": None, "holder": "", "_read": self._read}
         gc.collect()  # an actor's frames refer to themselves: idle, it would keep its last job's segment mapped
 
     def gradient(self, step: int, shard: int, parameters: Array, gradient: Array) -> ShardReport:
@@ -115,6 +117,10 @@ class GradientWorker:
                 self._half[...] = gradient
             gradient[...] = self._half
         return ShardReport(step, shard, len(rows), weight, loss)
+
+    def forget_vectors(self) -> None:
+        """Refer to none of the vectors that `gradient` was given."""
+        self._network.forget()
 
     def _sums(
         self, number: int, shard: int, rows: Array, parameters: Array, gradient: Array, factor: float | None = None

@@ -142,12 +142,6 @@ class Links:
         with self._lock:
             self._check(self.generation)
 
-    def remove(self, connection: socket.socket) -> None:
-        """Close one."""
-        with self._lock:
-            self._open.remove(connection)
-        connection.close()
-
     def give_up(self, generation: int) -> None:
         """By any thread: who waits on a link of `generation`, or one before it, gets LinkBroken."""
         with self._lock:

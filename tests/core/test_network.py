@@ -1,9 +1,11 @@
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
 
 from core.activations import ACTIVATIONS
+from core.draw import Draw
 from core.errors import GraphError
 from core.losses import LOSSES
 from core.metrics import metric_sums
@@ -123,6 +125,21 @@ def test_partial_batches_do_not_disturb_one_another():
             found_loss, found = gradient_of(network, parameters, *batch)
             assert found_loss == loss
             np.testing.assert_array_equal(found, gradient)
+
+
+def test_a_network_that_is_told_to_forgets_what_it_was_given():
+    spec = spec_of(hidden=(6,), dropout=0.5)
+    network, parameters, arrays, draw = Network(spec, 7), initial_parameters(spec, 3), data(spec, 7), Draw(1, 2, 3)
+    gradient = np.empty_like(parameters)
+    loss = network.loss_and_gradient(parameters, gradient, *arrays, draw)
+    network.loss_and_gradient(parameters, np.empty_like(parameters), *(array[:3] for array in arrays))
+    found, given = gradient.tobytes(), [weakref.ref(array) for array in (parameters, gradient, *arrays)]
+    again = parameters.copy(), np.empty_like(parameters), *(array.copy() for array in arrays)
+    del parameters, gradient, arrays
+    network.forget()
+    assert [reference() for reference in given] == [None] * 5
+    assert network.loss_and_gradient(*again, draw) == loss
+    assert again[1].tobytes() == found
 
 
 def test_same_inputs_same_bits_wherever_the_arrays_lie():

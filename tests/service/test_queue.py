@@ -28,9 +28,9 @@ def job(name: str, workers: Any) -> JobRecord:
     return JobRecord(**EMPTY | {"id": name, "spec": {"distribution": {"workers": workers, "shards": 8}}})
 
 
-def demanded(notes: Notes, running: dict[str, int], *jobs: JobRecord) -> int:
+def demanded(notes: Notes, running: dict[str, int], *jobs: JobRecord, shortage: str | None = None) -> int:
     queue = Queue(notes, notes, SETTINGS, lambda: 0.0)  # type: ignore[arg-type]
-    queue.demand(running, {job.id: job for job in jobs})
+    queue.demand(running, {job.id: job for job in jobs}, shortage)
     return notes.demanded[-1]
 
 
@@ -43,3 +43,9 @@ def test_room_is_demanded_for_all_that_trains_and_for_what_may_begin_beside_it()
     assert demanded(Notes(job("w", 8)), {"a": 1, "b": 3}, ranged, auto) == 12  # there are never more slots
     assert demanded(Notes(), {"a": 2}, replace(ranged, workers_requested=2)) == 2  # asked for since
     assert demanded(Notes(), {}) == 0
+
+
+def test_no_room_is_demanded_for_what_a_full_disk_keeps_from_beginning() -> None:
+    waiting, full = Notes(job("w1", 2), job("w2", "auto")), "the disk is nearly full"
+    assert demanded(waiting, {}, shortage=full) == 0
+    assert demanded(waiting, {"a": 1}, job("a", 3), shortage=full) == 3  # it trains until it is paused

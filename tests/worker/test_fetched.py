@@ -1,5 +1,6 @@
 """Prepared arrays on a node without them: fetched whole, once, by their hash, and gone when others need the room."""
 
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -96,6 +97,63 @@ def test_one_that_was_cut_short_goes_on_where_it_ended(there: PreparedDataset, c
 def test_what_was_damaged_on_its_way_is_fetched_again(there: PreparedDataset, cache: Path) -> None:
     first = 2 + -(-(there.folder / MANIFEST).stat().st_size // 1000)  # the first chunk after the manifest
     assert fetch(there, Reader(there.folder, flips=(first,))) == arrays(there)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def recount(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dropped_rows": 77}))
+
+
+def empty(path: Path) -> None:
+    """As after a power loss."""
+    os.truncate(path, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("features.train.npy", flip),
+        ("targets.test.npy", Path.unlink),
+        (MANIFEST, Path.unlink),
+        (MANIFEST, recount),
+        (MANIFEST, empty),
+    ],
+)
+def test_an_entry_that_was_damaged_on_the_disk_is_fetched_again(
+    there: PreparedDataset, cache: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    fetch(there, Reader(there.folder))
+    damage(cache / there.sha256 / name)
+    reader = Reader(there.folder)
+    assert fetch(there, reader) == arrays(there)
+    assert reader.bytes == size_of(there)
+    assert fetch(there, Reader(there.folder, break_at=1)) == arrays(there)
+
+
+def test_an_entry_that_has_its_name_is_on_the_disk(
+    there: PreparedDataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, fsync, rename = list[str](), os.fsync, os.rename
+
+    def synced(descriptor: int) -> None:
+        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def renamed(before: Path, after: Path) -> None:
+        events.append("renamed")
+        rename(before, after)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    fetch(there, Reader(there.folder))
+    files = {path.name for path in there.folder.iterdir()}
+    assert set(events[:-3]) == files
+    assert events[-3:] == [f".{there.sha256}", "renamed", "fetched"]
 
 
 def test_other_arrays_than_the_jobs_are_refused(there: PreparedDataset, cache: Path) -> None:

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from core.metrics import metrics
 from core.network import Network, initial_parameters
 from worker.dataset import PreparedDataset
+from worker.gradient_seat import GradientSeat
 from worker.gradient_worker import GradientWorker
 from worker.numerics import fingerprint, machine
 from worker.plan import Attached, StepPlan
@@ -159,6 +160,21 @@ def test_a_worker_goes_from_job_to_job(make_step_plan: MakeStepPlan) -> None:
         assert [g.tobytes() for g in gradients] == [g.tobytes() for g in fresh]
         worker.detach()
         assert vars(worker) == vars(GradientWorker())
+
+
+def test_a_worker_is_nobodys_though_its_memory_was_not_given_back(
+    plan: StepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(seat: GradientSeat) -> None:
+        raise OSError("the test's")
+
+    worker = GradientWorker()
+    worker.hold("a")
+    worker.attach(plan)
+    monkeypatch.setattr(GradientSeat, "close", broken)
+    with pytest.raises(OSError, match="the test's"):
+        worker.detach()
+    assert vars(worker) == vars(GradientWorker())
 
 
 def test_a_worker_is_one_holders_until_it_detaches() -> None:
