@@ -18,6 +18,7 @@ from ray.scripts.scripts import start as ray_start
 from ruamel.yaml import YAML
 
 from service.cli import main
+from service.context import Context
 from service.embedded import ray_environment
 from service.one_part import PARTS, check_ray_address
 from service.settings import SETTINGS, Settings
@@ -194,6 +195,13 @@ def test_the_workers_slots_are_what_the_api_lets_a_job_have() -> None:
     assert group["minReplicas"] <= group["replicas"] < group["maxReplicas"]
 
 
+@pytest.mark.parametrize("given", [SERVICES["api"]["environment"], environment("api")], ids=["compose", "kubernetes"])
+def test_the_apis_memory_limits_no_job(given: dict[str, str]) -> None:
+    parts: Any = None  # not asked for the limits
+    settings = Settings.from_environment(image_environment() | given)
+    assert Context(settings, store=parts, predictor=parts, watcher=parts).limits.memory_bytes is None
+
+
 # Ports and names.
 
 
@@ -206,6 +214,8 @@ def test_the_parts_find_each_other() -> None:
     host, port = compose["FALLLINE_RAY_ADDRESS"].split(":")
     assert compose_params(host)["port"] == port
     kubernetes = environment("controller")
+    for given, of_api in ((compose, SERVICES["api"]["environment"]), (kubernetes, environment("api"))):
+        assert of_api["FALLLINE_RAY_ADDRESS"] == given["FALLLINE_RAY_ADDRESS"]
     assert kubernetes["FALLLINE_RAY_ADDRESS"] == f"fallline-head-svc:{port}"  # KubeRay's name for it
     assert kubernetes["FALLLINE_MLFLOW_TRACKING_URI"] == f"http://mlflow:{defaults.mlflow_port}"
     for address, command in (
