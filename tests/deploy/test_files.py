@@ -366,6 +366,13 @@ def test_the_image_is_this_version_of_this_python_and_this_ray() -> None:
     assert RAY_CLUSTER["rayVersion"] == version("ray")
 
 
+def test_a_login_shell_finds_our_programs() -> None:
+    """Its PATH is Debian's, not the image's."""
+    (line,) = re.findall(r"^RUN ln -s (.*) /usr/local/bin/$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    folder = image_environment()["PATH"].split(":")[0]
+    assert set(line.split()) == {f"{folder}/{program}" for program in ("ray", "fallline")}
+
+
 def locked(path: Path) -> dict[str, set[str]]:
     """Requirement -> its hashes."""
     entries = re.split(r"\n(?=\S)", path.read_text().replace("\\\n", " "))
