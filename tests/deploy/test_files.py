@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -180,6 +181,19 @@ def test_every_process_of_ray_has_the_token_from_the_same_secret() -> None:
     (generated,) = read_yaml(KUBERNETES / "kustomization.yaml")["secretGenerator"]
     assert generated["name"] == secret["name"]
     assert generated["files"] == [f"{secret['key']}=secrets/ray_token"]
+
+
+def test_the_containers_can_read_the_token_that_readme_makes(tmp_path: Path) -> None:
+    """compose mounts the very file, whose owner user 10001 is not, however strict whoever makes it is."""
+    (block,) = (
+        b for b in re.findall(r"```sh\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL) if "--wait" in b
+    )
+    assert COMPOSE["secrets"]["ray_token"]["file"] == "secrets/ray_token"
+    lines = [line for line in block.splitlines() if not line.startswith(("cd ", "docker ", "curl "))]
+    subprocess.run(["bash", "-euc", "\n".join(["umask 077", *lines])], cwd=tmp_path, check=True)
+    secret = tmp_path / "secrets" / "ray_token"
+    assert (stat.S_IMODE(secret.stat().st_mode), stat.S_IMODE(secret.parent.stat().st_mode)) == (0o644, 0o700)
+    assert len(secret.read_text()) == 64
 
 
 def test_the_workers_slots_are_what_the_api_lets_a_job_have() -> None:
