@@ -116,7 +116,9 @@ def test_a_shell_understands_the_controllers_commands() -> None:
 
 
 @pytest.mark.parametrize("name", ["ray-head", "ray-worker"])
-def test_kuberay_starts_the_nodes_as_compose_does(name: str) -> None:
+def test_kuberay_is_told_what_compose_tells_ray(name: str) -> None:
+    """What it makes of that is in test_kuberay.py. Before 1.7 it drops `include-log-monitor: "false"`: the log monitor
+    runs there, which costs a process, and nothing reads what it sends."""
     here, there = compose_params(name), dict(ray_params(name))
     assert {f"--{option}" for option in there} <= RAY_OPTIONS
     own = {"port", "address", "dashboard-agent-listen-port"}  # KubeRay gives these itself
