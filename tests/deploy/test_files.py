@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from service.cli import main
 from service.context import Context
 from service.embedded import ray_environment
+from service.ingest import IngestLimits
 from service.one_part import PARTS, check_ray_address
 from service.settings import SETTINGS, Settings
 
@@ -334,6 +335,12 @@ def test_the_object_store_fits_into_shared_memory(name: str) -> None:
     assert volume["emptyDir"]["medium"] == "Memory"
     assert objects < int(number) * {"M": 2**20, "G": 2**30}[unit]
     assert {"name": "shared-mem", "mountPath": "/dev/shm"} in CONTAINERS[name]["volumeMounts"]
+
+
+def test_the_apis_memory_holds_a_check_of_an_upload_beside_itself() -> None:
+    given = CONTAINERS["api"]["resources"]
+    request, limit = (int(given[kind]["memory"].removesuffix("Gi")) * 2**30 for kind in ("requests", "limits"))
+    assert request + IngestLimits().memory_bytes <= limit
 
 
 # Rights.
