@@ -15,11 +15,17 @@ def total_bytes(cgroup: Path = _CGROUP) -> int:
 
 
 def available_bytes(cgroup: Path = _CGROUP) -> int:
-    """What can be taken now without pushing anything out: Linux's own estimate, or what the container has left."""
+    """What can be taken now without pushing out anything in use: Linux's own estimate, or what the container has left.
+
+    A container is charged for the files that it has read, too: those pages go as soon as the memory is wanted.
+    """
     fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
-    return free if limit is None or used is None else min(free, max(limit - used, 0))
+    limit, charged = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
+    if limit is None or charged is None:
+        return free
+    used = max(charged - _inactive_file(cgroup / "memory.stat"), 0)
+    return min(free, max(limit - used, 0))
 
 
 def _number(path: Path) -> int | None:
@@ -29,3 +35,12 @@ def _number(path: Path) -> int | None:
     except OSError:
         return None
     return None if text == "max" else int(text)
+
+
+def _inactive_file(path: Path) -> int:
+    """Bytes of files' pages that nobody has looked at lately; 0 where the statistics cannot be had."""
+    try:
+        fields = dict(line.split() for line in path.read_text().splitlines())
+    except OSError:
+        return 0
+    return int(fields.get("inactive_file", 0))

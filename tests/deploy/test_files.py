@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from ray.scripts.scripts import start as ray_start
 from ruamel.yaml import YAML
 
 from service.cli import main
+from service.context import Context
 from service.embedded import ray_environment
+from service.ingest import IngestLimits
 from service.one_part import PARTS, check_ray_address
 from service.settings import SETTINGS, Settings
 
@@ -114,7 +117,9 @@ def test_a_shell_understands_the_controllers_commands() -> None:
 
 
 @pytest.mark.parametrize("name", ["ray-head", "ray-worker"])
-def test_kuberay_starts_the_nodes_as_compose_does(name: str) -> None:
+def test_kuberay_is_told_what_compose_tells_ray(name: str) -> None:
+    """What it makes of that is in test_kuberay.py. Before 1.7 it drops `include-log-monitor: "false"`: the log monitor
+    runs there, which costs a process, and nothing reads what it sends."""
     here, there = compose_params(name), dict(ray_params(name))
     assert {f"--{option}" for option in there} <= RAY_OPTIONS
     own = {"port", "address", "dashboard-agent-listen-port"}  # KubeRay gives these itself
@@ -181,6 +186,19 @@ def test_every_process_of_ray_has_the_token_from_the_same_secret() -> None:
     assert generated["files"] == [f"{secret['key']}=secrets/ray_token"]
 
 
+def test_the_containers_can_read_the_token_that_readme_makes(tmp_path: Path) -> None:
+    """compose mounts the very file, whose owner user 10001 is not, however strict whoever makes it is."""
+    (block,) = (
+        b for b in re.findall(r"```sh\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL) if "--wait" in b
+    )
+    assert COMPOSE["secrets"]["ray_token"]["file"] == "secrets/ray_token"
+    lines = [line for line in block.splitlines() if not line.startswith(("cd ", "docker ", "curl "))]
+    subprocess.run(["bash", "-euc", "\n".join(["umask 077", *lines])], cwd=tmp_path, check=True)
+    secret = tmp_path / "secrets" / "ray_token"
+    assert (stat.S_IMODE(secret.stat().st_mode), stat.S_IMODE(secret.parent.stat().st_mode)) == (0o644, 0o700)
+    assert len(secret.read_text()) == 64
+
+
 def test_the_workers_slots_are_what_the_api_lets_a_job_have() -> None:
     worker = SERVICES["ray-worker"]
     total = worker["deploy"]["replicas"] * slots(compose_params("ray-worker")["resources"])
@@ -192,6 +210,13 @@ def test_the_workers_slots_are_what_the_api_lets_a_job_have() -> None:
         assert int(environment(name)["FALLLINE_WORKER_SLOTS"]) == group["maxReplicas"] * slots(resources)
     assert RAY_CLUSTER["enableInTreeAutoscaling"]
     assert group["minReplicas"] <= group["replicas"] < group["maxReplicas"]
+
+
+@pytest.mark.parametrize("given", [SERVICES["api"]["environment"], environment("api")], ids=["compose", "kubernetes"])
+def test_the_apis_memory_limits_no_job(given: dict[str, str]) -> None:
+    parts: Any = None  # not asked for the limits
+    settings = Settings.from_environment(image_environment() | given)
+    assert Context(settings, store=parts, predictor=parts, watcher=parts).limits.memory_bytes is None
 
 
 # Ports and names.
@@ -206,6 +231,8 @@ def test_the_parts_find_each_other() -> None:
     host, port = compose["FALLLINE_RAY_ADDRESS"].split(":")
     assert compose_params(host)["port"] == port
     kubernetes = environment("controller")
+    for given, of_api in ((compose, SERVICES["api"]["environment"]), (kubernetes, environment("api"))):
+        assert of_api["FALLLINE_RAY_ADDRESS"] == given["FALLLINE_RAY_ADDRESS"]
     assert kubernetes["FALLLINE_RAY_ADDRESS"] == f"fallline-head-svc:{port}"  # KubeRay's name for it
     assert kubernetes["FALLLINE_MLFLOW_TRACKING_URI"] == f"http://mlflow:{defaults.mlflow_port}"
     for address, command in (
@@ -310,6 +337,12 @@ def test_the_object_store_fits_into_shared_memory(name: str) -> None:
     assert {"name": "shared-mem", "mountPath": "/dev/shm"} in CONTAINERS[name]["volumeMounts"]
 
 
+def test_the_apis_memory_holds_a_check_of_an_upload_beside_itself() -> None:
+    given = CONTAINERS["api"]["resources"]
+    request, limit = (int(given[kind]["memory"].removesuffix("Gi")) * 2**30 for kind in ("requests", "limits"))
+    assert request + IngestLimits().memory_bytes <= limit
+
+
 # Rights.
 
 
@@ -354,6 +387,13 @@ def test_the_image_is_this_version_of_this_python_and_this_ray() -> None:
     assert image["newTag"] == PROJECT["version"]
     assert {container["image"] for container in CONTAINERS.values()} == {image["name"]}
     assert RAY_CLUSTER["rayVersion"] == version("ray")
+
+
+def test_a_login_shell_finds_our_programs() -> None:
+    """Its PATH is Debian's, not the image's."""
+    (line,) = re.findall(r"^RUN ln -s (.*) /usr/local/bin/$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    folder = image_environment()["PATH"].split(":")[0]
+    assert set(line.split()) == {f"{folder}/{program}" for program in ("ray", "fallline")}
 
 
 def locked(path: Path) -> dict[str, set[str]]:

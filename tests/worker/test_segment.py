@@ -38,3 +38,7 @@ def test_a_containers_memory_is_its_limit(tmp_path: Path) -> None:
     assert total_bytes(tmp_path) == whole
     (tmp_path / "memory.max").write_text("1500\n")
     assert (total_bytes(tmp_path), available_bytes(tmp_path)) == (1500, 500)
+    (tmp_path / "memory.stat").write_text("anon 600\nfile 400\ninactive_file 300\nactive_file 100\n")
+    assert available_bytes(tmp_path) == 800  # what was read of files and is not in use gives way
+    (tmp_path / "memory.current").write_text("200\n")  # read at another moment than the statistics
+    assert available_bytes(tmp_path) == 1500
