@@ -1,6 +1,7 @@
 """What every route of the API works with, made once at the start."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
@@ -11,6 +12,8 @@ from service.store import Store
 from service.watcher import Watcher
 from worker.machine_memory import total_bytes
 
+CHECKS_AT_ONCE = 2
+
 
 @dataclass(frozen=True)
 class Context:
@@ -20,6 +23,8 @@ class Context:
     store: Store
     predictor: Predictor
     watcher: Watcher
+    # Each check of an upload may take service.ingest.IngestLimits of memory and a core: further ones wait.
+    checks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CHECKS_AT_ONCE))
 
     @property
     def limits(self) -> Limits:

@@ -183,7 +183,8 @@ async def _checked(
     """The upload as a dataset that is ready, or why it is none."""
     folder = context.settings.datasets / stored.id
     try:
-        found = await asyncio.to_thread(ingest, folder, "csv", columns)
+        async with context.checks:
+            found = await asyncio.to_thread(ingest, folder, "csv", columns)
     except IngestError as error:
         return error
     (folder / "upload").unlink(missing_ok=True)  # the columns are what counts from now on

@@ -123,13 +123,14 @@ class AggregatorSeat:
     # Wiring.
 
     def _wire(self, wiring: Wiring) -> None:
+        self._workers, self._slots = list[_Worker](), list[Array]()  # workers may be about to make others of them
         links, memories = self._linked(wiring)
         self._generation = wiring.generation
         workers = [
             _Worker(links[WORKER, k], shards, memories.get(k), self._part, self._plan.half_gradients)
             for k, shards in enumerate(wiring.dealt)
         ]
-        self._slots: list[Array] = [np.empty(0)] * self._plan.shards
+        self._slots = [np.empty(0)] * self._plan.shards
         for worker in workers:
             for place, shard in enumerate(worker.shards):
                 mapped = worker.gradients

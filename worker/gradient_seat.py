@@ -44,7 +44,11 @@ class Memory:
         if where is None:
             self.descriptor = memfd.create(whole, "what a worker shares with its machine")
             where = memfd.path(self.descriptor)
-        rows = np.frombuffer(memfd.map_path(where, whole), dtype).reshape(shards + 1, size)
+        try:
+            rows = np.frombuffer(memfd.map_path(where, whole), dtype).reshape(shards + 1, size)
+        except BaseException:
+            self.close()
+            raise
         self.gradients, self.parameters = list(rows[:-1]), rows[-1]
 
     def close(self) -> None:

@@ -53,6 +53,8 @@ class GradientWorker:
         The BLAS of the whole process is held to `plan.threads_per_worker` threads from now on: the bits depend on it.
         """
         threadpool_limits(plan.threads_per_worker, user_api="blas")
+        if self._seat is not None:
+            self._seat.close()
         dtype = np.dtype(plan.network.dtype)
         self._plan, self._seat = plan, GradientSeat(self, plan)
         read = None if self._read is None else partial(self._read, self.holder, plan.folder)

@@ -120,6 +120,7 @@ def test_the_head_is_killed_and_started_again(
     """With it go the job's trainer and all that Ray knows: no node of before belongs to the new head's cluster."""
     job_id = running.submit(spec)
     running.job(job_id, lambda job: running.step(job) > 20, PATIENCE_S)
+    running.wait_for(lambda: running.client.jobs.checkpoints(job_id)["data"], PATIENCE_S, "a checkpoint")
     head = nodes.nodes[0]
     with running.work_goes_on(job_id, "the head is killed and started again"):
         head.process.kill()

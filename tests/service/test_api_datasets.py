@@ -5,16 +5,20 @@ import logging
 import resource
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from service.context import CHECKS_AT_ONCE
 from service.disk import Disk
+from service.ingest import ingest
 from service.settings import Settings
 from service.store import Store
 
@@ -295,3 +299,24 @@ def test_what_was_made_before_the_crash_keeps_its_key(settings: Settings) -> Non
         assert known is not None
         assert known.resource_id == made
         assert api.folders() == {made}
+
+
+def test_two_uploads_are_checked_at_once_and_others_wait(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, checking, most = threading.Lock(), 0, 0
+
+    def counted(*arguments: Any) -> dict[str, Any]:
+        nonlocal checking, most
+        with lock:
+            checking += 1
+            most = max(most, checking)
+        try:
+            return ingest(*arguments)
+        finally:
+            with lock:
+                checking -= 1
+
+    monkeypatch.setattr("service.uploads.ingest", counted)
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda number: api.upload(name=f"t{number}"), range(6)))
+    assert [answer.status_code for answer in answers] == [201] * 6
+    assert most == CHECKS_AT_ONCE
