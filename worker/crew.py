@@ -129,8 +129,11 @@ class Crew:
         self._say("fault", "warning", message, {"workers": names, "step": step, "cost_ms": cost_ms})
 
     def alike(self, aggregators: Sequence[Remote]) -> list[Remote]:
-        """Those that compute the members' bits: a norm is a product, too. RemoteLost where there is none."""
-        found = results(self._transport, [each.call("numerics") for each in aggregators], aggregators)
+        """Those that compute the members' bits: a norm is a product, too. RemoteLost where there is none.
+
+        They may have been made just now: as long as a recruit is waited for, so are they.
+        """
+        found = results(self._transport, [each.call("numerics") for each in aggregators], aggregators, JOIN_S)
         for other, numerics in zip(aggregators, found, strict=True):
             if numerics != self.numerics:
                 self._tell_refused(other, numerics)

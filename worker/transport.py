@@ -50,17 +50,21 @@ class Transport(Protocol):
         """End a worker that takes no part, or is dead already; it is not this job's any more."""
 
 
-def results(transport: Transport, references: Sequence[Reference], asked: Sequence[Remote]) -> list[Any]:
+def results(
+    transport: Transport, references: Sequence[Reference], asked: Sequence[Remote], silence_s: float | None = None
+) -> list[Any]:
     """Results of calls that may take long: of who hangs, none; who has much to do is waited for (`await_one`)."""
     for reference in references:
-        await_one(transport, [reference], asked)
+        await_one(transport, [reference], asked, silence_s)
     return transport.get(references)
 
 
-def await_one(transport: Transport, references: Sequence[Reference], asked: Sequence[Remote]) -> None:
-    """Until one of them is there. Where none comes for SILENCE_S, `asked` are asked whether they live: who hangs is
-    killed for that silence, and RemoteLost names them; who has much to do is waited for."""
-    while not transport.wait(references, SILENCE_S):
+def await_one(
+    transport: Transport, references: Sequence[Reference], asked: Sequence[Remote], silence_s: float | None = None
+) -> None:
+    """Until one of them is there. Where none comes for `silence_s` (None: SILENCE_S), `asked` are asked whether they
+    live: who hangs is killed for that silence, and RemoteLost names them; who has much to do is waited for."""
+    while not transport.wait(references, SILENCE_S if silence_s is None else silence_s):
         if silent := silent_among(transport, asked):
             raise RemoteLost(f"no answer from {', '.join(silent)}")
 
