@@ -96,6 +96,7 @@ class AggregatorSeat:
                 reports.append(self._step(step))
         except LinkBroken as error:
             self._links.close()
+            self._let_go()
             return Stretch(tuple(reports), error.args)
         except BaseException:
             self._links.close()
@@ -123,7 +124,7 @@ class AggregatorSeat:
     # Wiring.
 
     def _wire(self, wiring: Wiring) -> None:
-        self._workers, self._slots = list[_Worker](), list[Array]()  # workers may be about to make others of them
+        self._let_go()
         links, memories = self._linked(wiring)
         self._generation = wiring.generation
         workers = [
@@ -141,6 +142,10 @@ class AggregatorSeat:
         self._peers = {k: _Peer(links[AGGREGATOR, k], len(self._shares[k]), self._plan.shards) for k in others}
         self._from_workers = Inbox([worker.link for worker in self._workers])
         self._header = memoryview(bytearray(max(PARAMETERS.size, REDUCED.size)))
+
+    def _let_go(self) -> None:
+        """Map no memory of the workers any more: they may be about to make other ones."""
+        self._workers, self._slots = list[_Worker](), list[Array]()
 
     def _linked(self, wiring: Wiring) -> tuple[dict[tuple[int, int], Link], dict[int, Memory]]:
         """Links to all others, by kind and number, and the memory of workers that could be mapped.

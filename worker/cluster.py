@@ -338,9 +338,9 @@ class RayActors:
     def holders(self, workers: Iterable[str], seconds: float) -> dict[str, str]:
         return self._ask(workers, seconds, "__ray_call__", lambda worker: worker.holder)
 
-    def crew(self, trainer: str) -> Crew | None:
-        described = _describe(trainer)
-        return None if described is None else described[2]
+    def crews(self, trainers: Iterable[str]) -> dict[str, Crew]:
+        described = self._ask(trainers, ANSWER_S, "describe", thread=None)
+        return {name: found[2] for name, found in described.items() if found is not None}
 
     def reset(self, trainer: str) -> None:
         ray.get(_actor(trainer).reset.remote(), timeout=ANSWER_S)

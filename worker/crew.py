@@ -89,7 +89,8 @@ class Crew:
             worker = self._transport.recruit(beside=self.only_machine is not None)
             if worker is None:
                 now = self._clock()
-                self._try_again_at = now + max(AGAIN_S, RARELY * (now - began))
+                steps_wait = RARELY * (now - began) if self.members else 0.0
+                self._try_again_at = now + max(AGAIN_S, steps_wait)
             else:
                 self._attach(worker)
 
@@ -121,6 +122,8 @@ class Crew:
         for worker in dead:
             self._transport.dismiss(worker)
         self._count_failures(len(dead), error)
+        if not self.members:
+            self._try_again_at = self._clock()
         self.call_up()
         self.admit(wait=not self.members)
         cost_ms = round(1000 * (self._clock() - began))
@@ -147,7 +150,7 @@ class Crew:
             self._transport.dismiss(each.worker)
         for worker in self.members:
             try:
-                results(self._transport, [worker.call("detach")], [worker])
+                results(self._transport, [worker.call("detach")], self.members)
             except RemoteLost:
                 continue  # it has nothing to let go any more
 
@@ -191,7 +194,7 @@ class Crew:
             self.call_up()
             return
         except Exception as error:  # the worker itself says so: its disk is full, say
-            if not self.members:
+            if not self.members and not self._joining:
                 raise
             self._refuse(worker)
             data = {"worker": worker.name, "reason": str(error)}

@@ -135,9 +135,9 @@ def prepare(spec: DataSpec) -> PreparedDataset:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def open_prepared(folder: str | Path) -> PreparedDataset:
-    """An entry that `prepare` gave; DatasetError where it is gone or a file of it has another size."""
-    return _open(Path(folder), check_hashes=False)
+def open_prepared(folder: str | Path, check_hashes: bool = False) -> PreparedDataset:
+    """An entry that `prepare` gave; DatasetError where it is gone or a file of it has another size, or hash."""
+    return _open(Path(folder), check_hashes)
 
 
 def _open(folder: Path, check_hashes: bool) -> PreparedDataset:

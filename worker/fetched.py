@@ -44,16 +44,22 @@ def prepared_here(folder: str, sha256: str, read: Read | None) -> Iterator[Prepa
         return
     cache = _home() / "fetched"
     cache.mkdir(parents=True, exist_ok=True)
-    with _lock(cache, sha256, fcntl.LOCK_EX):
-        entry = cache / sha256
-        found = _whole(entry, sha256)
-        if found is None:
-            with suppress(FileNotFoundError):
-                shutil.rmtree(entry)
-            _fetch(entry, sha256, read)
-            found = open_prepared(entry)
-        os.utime(entry)
-        yield found
+    entry = cache / sha256
+    for how in (
+        fcntl.LOCK_SH,
+        fcntl.LOCK_EX,
+    ):  # a node's workers read it all to see that it is whole: beside each other
+        with _lock(cache, sha256, how):
+            found = _whole(entry, sha256)
+            if found is None and how == fcntl.LOCK_EX:
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(entry)
+                _fetch(entry, sha256, read)
+                found = open_prepared(entry)
+            if found is not None:
+                os.utime(entry)
+                yield found
+                return
 
 
 def _home() -> Path:
@@ -83,22 +89,16 @@ def _lock(cache: Path, sha256: str, how: int) -> Iterator[None]:
 def _whole(entry: Path, sha256: str) -> PreparedDataset | None:
     """The entry, if it is there and no bit of it has changed since it was fetched."""
     with suppress(DatasetError, OSError):
-        found, files = open_prepared(entry), _files((entry / MANIFEST).read_bytes())
-        if found.sha256 == sha256 and all(file_sha256(entry / name) == wanted for name, (_, wanted) in files.items()):
-            return found
+        found = open_prepared(entry, check_hashes=True)
+        return found if found.sha256 == sha256 else None
     return None
-
-
-def _files(manifest: bytes) -> dict[str, tuple[int, str]]:
-    """The size and the hash of each file, by its name."""
-    return {Path(name).name: about for name, about in json.loads(manifest)["files"].items()}
 
 
 def _fetch(entry: Path, sha256: str, read: Read) -> None:
     manifest = b"".join(_chunks(read, MANIFEST, 0))
     if hashlib.sha256(manifest).hexdigest() != sha256:
         raise DatasetError(str(entry), "the trainer's arrays are other ones than the job's")
-    files = _files(manifest)
+    files = {Path(name).name: about for name, about in json.loads(manifest)["files"].items()}
     _make_room(entry.parent, sum(size for size, _ in files.values()))
     partial = entry.with_name(f".{sha256}")
     partial.mkdir(exist_ok=True)

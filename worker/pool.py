@@ -22,6 +22,7 @@ from worker.placement import PACK, Node, choose, choose_all, trainer_place
 TRAINER, AGGREGATOR, WORKER = "TrainerHost", "ParameterAggregator", "GradientWorker"
 NOBODY = ""  # holds the workers that wait
 RESTING = "nobody any more"  # and those that are about to be ended
+YOUNG_S = 60.0  # a new actor may take this long to answer
 SOON_S = 1.0  # who does not answer within this may be busy, or not there yet
 
 
@@ -74,8 +75,8 @@ class Actors(Protocol):
     def holders(self, workers: Iterable[str], seconds: float) -> dict[str, str]:
         """Whose each is of those that answer within `seconds`."""
 
-    def crew(self, trainer: str) -> Crew | None:
-        """The crew of the job that it runs; None when it runs none, or is gone."""
+    def crews(self, trainers: Iterable[str]) -> dict[str, Crew]:
+        """The crews of the jobs that they run, all asked at once; of one that runs none, or is gone, none."""
 
     def reset(self, trainer: str) -> None:
         """Have it forget its job, which has ended."""
@@ -156,10 +157,9 @@ class Pool:
         self._used_at: dict[str, float] = {}  # by node: when a job was seen there last, or else the node itself first
         self._idle: dict[str, list[str]] = {TRAINER: [], AGGREGATOR: [], WORKER: []}
         self.busy: dict[str, Crew] = {}  # by the trainer's name
+        self._made_at: dict[str, float] = {}  # by name
         names = actors.names()
-        for name in sorted(names):
-            if kind_of(name) == TRAINER and (crew := actors.crew(name)) is not None:
-                self.busy[name] = crew
+        self.busy |= actors.crews(sorted(name for name in names if kind_of(name) == TRAINER))
         rest = names - self._taken()
         self._idle[TRAINER] += sorted(actors.answering([name for name in rest if kind_of(name) == TRAINER]))
         self._idle[AGGREGATOR] += sorted(actors.ended(name for name in rest if kind_of(name) == AGGREGATOR))
@@ -226,7 +226,7 @@ class Pool:
 
     def release(self, trainer: str) -> None:
         """Take the actors of a job that has ended back."""
-        crew = self._actors.crew(trainer)
+        crew = self._actors.crews([trainer]).get(trainer)
         if crew is None:  # it has died since it told how the job ended
             self.forget(trainer)
             return
@@ -247,8 +247,7 @@ class Pool:
 
     def _taken(self) -> set[str]:
         """The actors of all jobs, workers that their trainers have recruited since included."""
-        crews = list(self.busy.values())
-        crews += [crew for crew in map(self._actors.crew, self.busy) if crew is not None]
+        crews = [*self.busy.values(), *self._actors.crews(self.busy).values()]
         return {name for crew in crews for name in crew.all}
 
     def _busy(self) -> Counter[str]:
@@ -275,9 +274,10 @@ class Pool:
         return self._make(kind, node, holder)
 
     def _ask_all(self, node: str) -> None:
-        """Forget who of those that wait on `node` does not answer, all asked at once: one of them did not, and a node
-        that is cut off has many."""
-        there = [name for idle in self._idle.values() for name in idle if node_of(name) == node]
+        """Forget who of those that wait on `node` does not answer, all asked at once: one was not to be had, and a node
+        that is cut off has many. Those that may be starting yet are left alone."""
+        young = {name for name, at in self._made_at.items() if self._clock() - at < YOUNG_S}
+        there = [name for idle in self._idle.values() for name in idle if node_of(name) == node and name not in young]
         silent = set(there) - self._actors.answering(there)
         for idle in self._idle.values():
             idle[:] = [name for name in idle if name not in silent]
@@ -288,6 +288,7 @@ class Pool:
             room = next((each for each in self._actors.nodes() if each.name == node), None)
             if room is None or not has_room(self._actors.names(), room):
                 return ""
-        name = new_name(kind, node)
+        name, now = new_name(kind, node), self._clock()
         self._actors.create(name, holder)
+        self._made_at = {name: at for name, at in self._made_at.items() if now - at < YOUNG_S} | {name: now}
         return name

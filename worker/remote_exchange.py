@@ -111,7 +111,7 @@ class RemoteExchange(OverCrew, ABC):
         self._crew.close()
         for each in self._aggregators:
             try:
-                self._get([each.call("end")], [each])
+                self._get([each.call("end")])
             except RemoteLost:
                 continue  # it has nothing to let go any more
 
@@ -121,7 +121,7 @@ class RemoteExchange(OverCrew, ABC):
 
     def _of_all(self, method: str, *arguments: Any) -> list[Any]:
         """Its results."""
-        return self._get(self._all(method, *arguments), self._aggregators)
+        return self._get(self._all(method, *arguments))
 
     def _missed(self, known: int) -> list[StepReport]:
         """The reports of steps after `known` that the aggregators have committed."""
@@ -134,7 +134,7 @@ class RemoteExchange(OverCrew, ABC):
         return list(missed)
 
     def _get(self, references: Sequence[Reference], asked: Sequence[Remote] | None = None) -> list[Any]:
-        """Results of calls that may take long; `asked`, or everybody, is asked where they do (worker.crew.results)."""
+        """Results of calls that may take long; `asked`, or everybody, is asked where they do (worker.transport)."""
         return results(self._transport, references, asked or self._everybody)
 
     @property

@@ -22,7 +22,7 @@ from core.optimizers import make_optimizer
 from worker.claims import MOST_SHARDS, Claims
 from worker.crew import Crew, OverCrew
 from worker.diagnosis import Observer
-from worker.errors import RemoteLost, ShardMissing
+from worker.errors import RemoteLost, SeatStopped, ShardMissing
 from worker.exchange import merge
 from worker.futex import SUPPORTED
 from worker.numerics import fingerprint, machine
@@ -237,15 +237,18 @@ class SharedMemoryExchange(OverCrew):
 
     def _recover(self, error: Exception) -> None:
         began = self._clock()
-        self._clear_seats()
+        failed = self._clear_seats()
         ended = self._processes.ended()
         dead = [worker for worker in self._crew.members if worker.name in ended]
         if dead:
             self._crew.lose(dead, self._segment.committed + 1, error, began)
+        elif failed is not None:  # it would fail again
+            raise failed
         self._sit()
 
-    def _clear_seats(self) -> None:
-        """Wait until nobody is in a seat any more; who does not leave is killed, and waited for.
+    def _clear_seats(self) -> Exception | None:
+        """Wait until nobody is in a seat any more; who does not leave is killed, and waited for. What one has left, or
+        never taken, its seat with, if it was not told to.
 
         Only then may the words be read and the slots be given to others: a process that was stopped, and goes on
         later, must never write into a step that is not its own.
@@ -254,7 +257,7 @@ class SharedMemoryExchange(OverCrew):
         words[STOP] = 1
         for word in range(words.count):
             words.wake(word)
-        until = self._clock() + self._stop_seconds()
+        until, failed = self._clock() + self._stop_seconds(), None
         for worker, serving in zip(self._crew.members, self._serving, strict=True):
             while not self._transport.is_ready(serving) and not self._processes.has_ended(worker.name, wait_ms=1):
                 if self._clock() > until:
@@ -263,9 +266,12 @@ class SharedMemoryExchange(OverCrew):
                 self._transport.get([serving])
             except RemoteLost:
                 self._processes.kill(worker.name)  # lost to Ray, whatever its process does
-            except Exception:
-                continue  # it has left, and `_check` has raised the first error that counts
+            except SeatStopped:
+                continue
+            except Exception as error:
+                failed = failed or error
         self._serving = []
+        return failed
 
     def _stop_seconds(self) -> float:
         """How long who is asked to leave its seat may finish what it is at.

@@ -109,10 +109,12 @@ class SocketExchange(RemoteExchange):
         late, reduced = settle(self._of_all("standing"))
         self._get([self._aggregators[number].call("commit_kept", reduced) for number in late], self._aggregators)
         reports = self._missed(self._committed)
+        if reports:
+            self._fruitless = 0
         try:
             self._recover(error, began)
         except LinkBroken:  # nobody is dead, and it may have been an accident
-            self._fruitless = 0 if reports else self._fruitless + 1
+            self._fruitless += not reports
             if self._fruitless > self._patience:
                 raise
         return reports

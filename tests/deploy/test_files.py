@@ -19,7 +19,7 @@ from ray.scripts.scripts import start as ray_start
 from ruamel.yaml import YAML
 
 from service.cli import main
-from service.context import Context
+from service.context import CHECKS_AT_ONCE, Context
 from service.embedded import ray_environment
 from service.ingest import IngestLimits
 from service.one_part import PARTS, check_ray_address
@@ -337,10 +337,10 @@ def test_the_object_store_fits_into_shared_memory(name: str) -> None:
     assert {"name": "shared-mem", "mountPath": "/dev/shm"} in CONTAINERS[name]["volumeMounts"]
 
 
-def test_the_apis_memory_holds_a_check_of_an_upload_beside_itself() -> None:
+def test_the_apis_memory_holds_the_checks_of_uploads_beside_itself() -> None:
     given = CONTAINERS["api"]["resources"]
     request, limit = (int(given[kind]["memory"].removesuffix("Gi")) * 2**30 for kind in ("requests", "limits"))
-    assert request + IngestLimits().memory_bytes <= limit
+    assert request + CHECKS_AT_ONCE * IngestLimits().memory_bytes <= limit
 
 
 # Rights.

@@ -67,7 +67,7 @@ def at_work(kind: str) -> str:
     while time.monotonic() < until:
         names = sorted(name for name in ACTORS.names() if kind_of(name) == kind)
         if kind == TRAINER:
-            busy = [name for name in names if ACTORS.crew(name) is not None]
+            busy = sorted(ACTORS.crews(names))
         else:
             busy = [name for name, holder in sorted(ACTORS.holders(names, 1.0).items()) if holder != NOBODY]
         if busy:

@@ -172,6 +172,24 @@ def test_where_somebody_who_is_asked_is_silent_steps_do_not_wait_for_every_try(s
     assert len(asked) == 5
 
 
+def test_without_any_worker_a_slow_try_is_followed_by_the_next(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 1)
+    place.crew.admit(wait=True)
+    recruit = place.transport.recruit
+
+    def slow(beside: bool) -> Any:
+        place.now += 11.0
+        return recruit() if place.now > began + 30 else None
+
+    place.transport.recruit = slow
+    place.crew.scale(2)
+    began = place.now
+    place.crew.call_up()
+    place.crew.lose(place.crew.members, 5, RemoteLost("w0"), place.now)
+    assert place.names[:1] == ["recruit0"]
+    assert place.now < began + 60
+
+
 class FullDisk(GradientWorker):
     """There is no room for the dataset where it is."""
 
@@ -192,6 +210,15 @@ def test_a_recruit_that_cannot_attach_is_told_of_and_does_not_end_the_job(site: 
     assert (event.level, event.data["worker"]) == ("warning", "recruit0")
     assert "recruit0 takes no part" in event.message
     assert "No space left" in event.message
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_of_two_that_begin_one_may_be_unable_whichever(site: Any, plan: StepPlan, full: int) -> None:
+    place = Place(site, plan, 2)
+    place.site.workers[full].target = FullDisk()
+    crew = Crew(plan, place.site.workers, place.transport, place.events.append, lambda: place.now)
+    crew.admit(wait=True)
+    assert ([worker.name for worker in crew.members], crew.wanted) == ([f"w{1 - full}"], 1)
 
 
 def test_where_nobody_else_is_there_it_ends_the_job_with_its_reason(site: Any, plan: StepPlan) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from worker.placement import PACK, SPREAD, Node
-from worker.pool import AGGREGATOR, NOBODY, TRAINER, WORKER, Crew, Pool, kind_of, node_of, recruit
+from worker.pool import AGGREGATOR, NOBODY, TRAINER, WORKER, YOUNG_S, Crew, Pool, kind_of, node_of, recruit
 
 
 class Names:
@@ -18,7 +18,7 @@ class Names:
         self.held = dict[str, str]()  # by name, trainers and aggregators included
         self.silent, self.killed = set[str](), list[str]()
         self.asked = list[set[str]]()  # who was, each time
-        self.crews: dict[str, Crew] = {}
+        self.jobs: dict[str, Crew] = {}
 
     def names(self) -> set[str]:
         return set(self.held)
@@ -47,11 +47,11 @@ class Names:
     def holders(self, workers: Iterable[str], seconds: float) -> dict[str, str]:
         return {name: self.held[name] for name in workers if name in self.held and name not in self.silent}
 
-    def crew(self, trainer: str) -> Crew | None:
-        return self.crews.get(trainer) if trainer in self.held else None
+    def crews(self, trainers: Iterable[str]) -> dict[str, Crew]:
+        return {name: self.jobs[name] for name in trainers if name in self.jobs and name in self.held}
 
     def reset(self, trainer: str) -> None:
-        del self.crews[trainer]
+        del self.jobs[trainer]
 
     def kill(self, name: str) -> None:
         if self.held.pop(name, None) is not None:
@@ -78,15 +78,15 @@ def pool(names: Names) -> Pool:
 def start(names: Names, pool: Pool, workers: int) -> Crew:
     """A job that runs."""
     crew = pool.take(workers)
-    names.crews[crew.trainer] = crew
+    names.jobs[crew.trainer] = crew
     return crew
 
 
 def recruited(names: Names, pool: Pool, crew: Crew) -> tuple[Crew, str | None]:
     own = list(crew.workers)
     name = recruit(names, crew, own)
-    names.crews[crew.trainer] = replace(crew, workers=tuple(own))
-    return names.crews[crew.trainer], name
+    names.jobs[crew.trainer] = replace(crew, workers=tuple(own))
+    return names.jobs[crew.trainer], name
 
 
 def test_actors_of_an_ended_job_wait_for_the_next(names: Names, pool: Pool) -> None:
@@ -198,7 +198,7 @@ def test_silent_trainers_and_aggregators_are_asked_all_at_once_and_end(names: Na
     assert (names.asked, names.names(), set(names.killed)) == (by_kind, {min(idle)}, names.silent)
     names.create("ParameterAggregator-there-0")
     crew = replace(start(names, again, 1), aggregators=("ParameterAggregator-here-0", "ParameterAggregator-there-0"))
-    names.crews[crew.trainer], names.asked = crew, []
+    names.jobs[crew.trainer], names.asked = crew, []
     names.detach(crew)
     again.release(crew.trainer)
     assert names.asked == [set(crew.aggregators)]
@@ -227,14 +227,15 @@ def test_a_jobs_workers_are_packed_onto_few_nodes_or_spread_over_all() -> None:
     assert sorted(per_node(spread.take(4))) == [1, 1, 2]
 
 
-def test_once_one_is_silent_the_others_that_wait_on_its_node_are_asked_all_at_once() -> None:
-    names = Names(*NODES[:2])
-    pool = Pool(names, SPREAD)
+@pytest.mark.parametrize(("age", "asks"), [(YOUNG_S, 2), (YOUNG_S - 1, 3)], ids=["up", "may be starting"])
+def test_once_one_is_silent_the_others_that_wait_on_its_node_are_asked_all_at_once(age: float, asks: int) -> None:
+    names, now = Names(*NODES[:2]), [0.0]
+    pool = Pool(names, SPREAD, clock=lambda: now[0])
     pool.warm(1, 6)
-    names.silent, names.asked = {name for name in names.names() if node_of(name) == "b"}, []
+    names.silent, names.asked, now[0] = {name for name in names.names() if node_of(name) == "b"}, [], age
     crew = pool.take(2)
     assert set(names.killed) == names.silent
-    assert len([asked for asked in names.asked if asked & names.silent]) == 2
+    assert len([asked for asked in names.asked if asked & names.silent]) == asks
     assert sorted(map(node_of, crew.workers)) == ["a", "b"]
 
 

@@ -1,5 +1,6 @@
 """The shared-memory exchange over real processes: the oracle's bits, whoever computes, dies or hangs."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -365,6 +366,22 @@ def test_a_gradient_that_was_half_written_ahead_of_a_lost_commit_is_not_taken_fo
     reports = bench.exchange.run_steps(STEPS)
     assert (weights_sha256(bench.exchange.parameters()), reports) == oracle(plan)[:2]
     assert bench.exchange.failures == 2
+
+
+class Standing(GradientWorker):
+    """It has no descriptor left for a seat."""
+
+    def take_seat(self, seating: Seating) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_a_seat_that_cannot_be_taken_ends_the_job_with_the_reason(
+    open_bench: type[Bench], plan: StepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory, "SILENCE_S", 0.5)
+    bench = open_bench(plan, 2, kinds=(Standing,))
+    with pytest.raises(OSError, match="Too many open files"):
+        bench.exchange.run_steps(1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
