@@ -47,11 +47,12 @@ def run_graph(graph: Graph, arrays: Arrays, output: str, rows: int = 1) -> tuple
 def relative_error(graph: Graph, arrays: Arrays, output: str, rows: int = 1, least: float = 1e-8) -> float:
     """The largest difference between gradient and central differences, relative to the largest element of either.
 
-    Elements count as `least` at least: where paths cancel, differences of values near 1 are noise of 1e-11.
+    Elements count as `least` at least, and as more by as much as the values are larger than 1: where paths cancel,
+    differences of values near 1 are noise of 1e-11.
     """
     runner = Runner(graph, output, rows)
     _, gradients = runner.gradients(arrays)
-    worst = 0.0
+    worst, size = 0.0, 1.0
     for name, gradient in gradients.items():
         differences = np.empty_like(gradient)
         for at in np.ndindex(gradient.shape):
@@ -60,8 +61,8 @@ def relative_error(graph: Graph, arrays: Arrays, output: str, rows: int = 1, lea
                 shifted = arrays[name].copy()
                 shifted[at] += shift
                 sums.append(runner.value({**arrays, name: shifted}).sum())
-            differences[at] = (sums[0] - sums[1]) / (2 * STEP)
-        scale = max(np.abs(gradient).max(), np.abs(differences).max(), least)
+            differences[at], size = (sums[0] - sums[1]) / (2 * STEP), max(size, abs(sums[0]))
+        scale = max(np.abs(gradient).max(), np.abs(differences).max(), least * size)
         worst = max(worst, float(np.abs(gradient - differences).max() / scale))
     return worst
 
