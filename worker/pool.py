@@ -181,7 +181,10 @@ class Pool:
             if not name:
                 break
             self._idle[WORKER].append(name)
-        place = trainer_place(nodes, choose_all(nodes, self._busy(), 1, self._placement))
+        places = choose_all(nodes, self._busy(), 1, self._placement)
+        if not places:
+            return  # nobody knows yet beside which workers they will have to be
+        place = trainer_place(nodes, places)
         for kind in (TRAINER, AGGREGATOR):
             for _ in range(trainers - _per_node(self._idle[kind])[place]):
                 self._idle[kind].append(self._make(kind, place))

@@ -239,6 +239,15 @@ def test_once_one_is_silent_the_others_that_wait_on_its_node_are_asked_all_at_on
     assert sorted(map(node_of, crew.workers)) == ["a", "b"]
 
 
+def test_where_all_slots_are_taken_no_trainer_waits_elsewhere() -> None:
+    """The first node has none, and its disk is not for jobs."""
+    names = Names(Node("a", 2, 0), Node("b", 2, 2, has_home=True))
+    pool = Pool(names)
+    start(names, pool, 2)
+    pool.warm(1, 1)
+    assert {node_of(name) for name in names.names()} == {"b"}
+
+
 def test_trainers_stay_on_the_first_node_and_an_aggregator_stands_on_each_that_has_workers() -> None:
     pool = Pool(Names(Node("a", 2, 0), *NODES[1:]), SPREAD)
     crew = pool.take(3)
@@ -327,7 +336,7 @@ def test_nobody_waits_on_a_node_that_no_job_has_used_of_late() -> None:
     now[0] = 61.0
     pool.warm(1, 4)
     assert names.killed != []  # those that waited on `c`
-    assert {node_of(name) for name in names.held} == {"controller", "b"}
+    assert {node_of(name) for name in names.held} == {"b"}
     names.detach(crew)
     pool.release(crew.trainer)
     now[0] = 120.0
