@@ -1,6 +1,8 @@
-"""Ports of this machine: free ones, taken ones."""
+"""Ports of this machine: free ones, taken ones, and those that are kept for who is to serve there."""
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from service.home import ServeError
 
@@ -18,15 +20,30 @@ def free_port(host: str = LOOPBACK) -> int:
         return int(listener.getsockname()[1])
 
 
+@contextmanager
+def held(host: str, port: int) -> Iterator[None]:
+    """Meanwhile nobody who asks for any free port gets this one, however often who serves there starts again.
+    ServeError: it cannot be bound.
+
+    It is bound with SO_REUSEADDR, and not listened on. A server, which sets that as well for the sake of connections
+    that linger, binds it all the same (Linux).
+    """
+    with socket.socket(_family(host)) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind((host, port))
+        except OSError as error:
+            raise ServeError(f"port {port} of {host}: {error.strerror}") from error
+        yield
+
+
 def is_free(host: str, port: int) -> bool:
     """Can `port` be listened on? One that closed connections still linger on can."""
-    with socket.socket(_family(host)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError:
-            return False
-    return True
+    try:
+        with held(host, port):
+            return True
+    except ServeError:
+        return False
 
 
 def listens(host: str, port: int) -> bool:

@@ -32,7 +32,7 @@ from service.embedded import (
 from service.errors import ServiceError
 from service.home import ServeError, new_ray_folder, only_one
 from service.one_part import check_ray_address
-from service.ports import LOOPBACK, chosen_port, free_port, listens, reachable
+from service.ports import LOOPBACK, chosen_port, free_port, held, listens, reachable
 from service.settings import Settings
 from service.supervised_part import SupervisedPart
 
@@ -125,10 +125,11 @@ class Supervisor:
         before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
         wakeup = launcher.wakeup_pipe()
         try:
-            self._start(wakeup)
-            while not self.stops:
-                self._look()
-                self._pause(wakeup, 0.25)
+            with self._held_ports():
+                self._start(wakeup)
+                while not self.stops:
+                    self._look()
+                    self._pause(wakeup, 0.25)
         finally:
             self._end(wakeup)
             signal.set_wakeup_fd(-1)
@@ -136,6 +137,15 @@ class Supervisor:
                 signal.signal(number, handler)
             os.close(wakeup)
         return 0
+
+    def _held_ports(self) -> contextlib.ExitStack:
+        """The own parts' ports are known before they listen there, and stay the same when they are started again:
+        Ray's processes take any free ones meanwhile."""
+        with contextlib.ExitStack() as ports:
+            ports.enter_context(held(self.settings.host, self.port))
+            if self.mlflow is not None:
+                ports.enter_context(held(LOOPBACK, self.mlflow_port))
+            return ports.pop_all()
 
     def _pause(self, wakeup: int, seconds: float) -> None:
         select([wakeup], [], [], seconds)

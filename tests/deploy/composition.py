@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from ruamel.yaml import YAML
 
 from service.client import FallLine
 from service.embedded import new_token
-from service.ports import LOOPBACK, free_port
+from service.ports import LOOPBACK, free_port, held
 
 from .container import Container
 
@@ -58,7 +59,8 @@ class Composition:
         self._temporary = Path(tempfile.mkdtemp(prefix="fallline-", dir="/tmp"))  # sockets: paths end near 107 bytes
         self.secret = folder / "ray_token"
         self.secret.write_text(new_token())
-        self._ports = {name: {port: free_port() for port in self._named_ports(name)} for name in self.services}
+        self._held = ExitStack()
+        self._ports = {name: self._free_ports(name) for name in self.services}
         self.containers = {name: self._containers(name) for name in self.services}
         self.started: list[str] = []  # services, in their order
         self._stopping = threading.Event()
@@ -113,6 +115,7 @@ class Composition:
             child.end()
         for child in children:
             child.wait(30)
+        self._held.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     @property
@@ -161,6 +164,16 @@ class Composition:
         command = " ".join(self.services[name]["command"])
         return {int(port) for port in re.findall(r"port=([1-9]\d*)", command)} | set(OWN_PORTS.get(name, ()))
 
+    def _free_ports(self, name: str) -> dict[int, int]:
+        """Ports in their place, which are this composition's until it is down: each process of Ray's takes free ones,
+        also while who is to listen there has not started yet, or starts again."""
+        found = {}
+        for port in self._named_ports(name):
+            found[port] = free_port()
+            for address in (LOOPBACK, RAY_NODE):
+                self._held.enter_context(held(address, found[port]))
+        return found
+
     def _containers(self, name: str) -> list[Container]:
         replicas = self.services[name].get("deploy", {}).get("replicas", 1)
         return [self._container(name, number) for number in range(1, replicas + 1)]
@@ -170,7 +183,7 @@ class Composition:
         folder.mkdir()
         scratch = self._temporary / f"{name}-{number}"
         scratch.mkdir()
-        ports = self._ports[name] if number == 1 else {port: free_port() for port in self._ports[name]}
+        ports = self._ports[name] if number == 1 else self._free_ports(name)
 
         def mapped(text: str) -> str:
             for volume in sorted(service["volumes"], key=len, reverse=True):

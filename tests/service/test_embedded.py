@@ -7,7 +7,7 @@ import pytest
 
 from service.embedded import mlflow_server, python_module, ray_environment, ray_head, without_ray
 from service.home import ServeError
-from service.ports import chosen_port, free_port, is_free, listens, reachable
+from service.ports import chosen_port, free_port, held, is_free, listens, reachable
 from service.settings import Settings
 from service.supervisor import Supervisor
 
@@ -80,6 +80,27 @@ def test_ports(host: str) -> None:
             chosen_port("FALLLINE_PORT", host, port)
         assert chosen_port("FALLLINE_PORT", host, 0) != port
     assert not listens(host, port)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_held_port_is_its_servers_alone_before_it_serves_and_after(host: str) -> None:
+    """Of the kernel's free ports, whoever binds one by its number, none is this."""
+    port, family = free_port(host), socket.AF_INET6 if ":" in host else socket.AF_INET
+    with (
+        socket.create_server((host, port), family=family),
+        pytest.raises(ServeError, match=f"port {port} of"),
+        held(host, port),
+    ):
+        pass
+    with held(host, port):
+        for _ in range(2):
+            with socket.socket(family) as stranger, pytest.raises(OSError, match="in use"):
+                stranger.bind((host, port))
+            with socket.create_server((host, port), family=family):
+                assert listens(host, port)
+        assert not listens(host, port)
+    with socket.socket(family) as stranger:
+        stranger.bind((host, port))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,19 @@ pytestmark = pytest.mark.system
 
 
 def test_from_nothing_to_a_prediction(tmp_path: Path) -> None:
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", "service.cli", "demo"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
     )
-    output = done.stdout
-    assert done.returncode == 0, output + done.stderr
+    try:
+        output, _ = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # it ends its service, and says how far it has come
+        pytest.fail(f"still running after 240 s:\n{process.communicate()[0]}")
+    assert process.returncode == 0, output
     assert "training starts; workers: 2, data shards: 2" in output
     (accuracy,) = re.findall(r"^test accuracy (0\.\d+)$", output, re.MULTILINE)
     assert float(accuracy) >= 0.96

@@ -5,6 +5,7 @@ One service goes through the tests of this module in their order; each starts on
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from service import launcher
 from service.local_service import LocalService
+from service.ports import LOOPBACK
 from worker.checkpoint_store import CheckpointStore
 
 from .conftest import Service
@@ -69,6 +71,13 @@ def running(local: LocalService) -> Iterator[Service]:
     service = Service(local)
     yield service
     service.client.close()
+
+
+def test_mlflows_port_is_nobody_elses_before_it_listens_there(running: Any) -> None:
+    """Ray takes dozens of free ones meanwhile, and MLflow would not come up for as long as the service lives."""
+    port = int(running.local.endpoints["mlflow"].rpartition(":")[2])
+    with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+        stranger.bind((LOOPBACK, port))
 
 
 def test_it_accepts_jobs_before_the_rest_is_up(running: Any, table: Path) -> None:
