@@ -252,14 +252,10 @@ class Cluster:
 
     def running(self) -> list[TrainerHandle]:
         """The jobs that were found running when this process joined, and those started since."""
-        found = []
-        for name in list(self._pool.busy):
-            described = _describe(name)
-            if described is None:
-                self._pool.forget(name)
-            else:
-                found.append(TrainerHandle(*described, self._pool.saw))
-        return found
+        found = ACTORS.described(self._pool.busy)
+        for name in self._pool.busy.keys() - found.keys():
+            self._pool.forget(name)
+        return [TrainerHandle(*described, self._pool.saw) for described in found.values()]
 
     def release(self, handle: TrainerHandle) -> None:
         """Take the actors of a job that has ended back into the pool."""
@@ -280,8 +276,7 @@ class Cluster:
 
     def pids(self, handle: TrainerHandle) -> dict[str, int]:
         """The process of each of the job's actors that live, by the actor's name."""
-        described = _describe(handle.crew.trainer)
-        crew = handle.crew if described is None else described[2]
+        crew = ACTORS.crews([handle.crew.trainer]).get(handle.crew.trainer, handle.crew)
         found = {name: _pid(name) for name in crew.all}
         return {name: pid for name, pid in found.items() if pid is not None}
 
@@ -339,8 +334,12 @@ class RayActors:
         return self._ask(workers, seconds, "__ray_call__", lambda worker: worker.holder)
 
     def crews(self, trainers: Iterable[str]) -> dict[str, Crew]:
+        return {name: crew for name, (_, _, crew) in self.described(trainers).items()}
+
+    def described(self, trainers: Iterable[str]) -> dict[str, tuple[str, int, Crew]]:
+        """Job, attempt and crew of each that runs one."""
         described = self._ask(trainers, ANSWER_S, "describe", thread=None)
-        return {name: found[2] for name, found in described.items() if found is not None}
+        return {name: found for name, found in described.items() if found is not None}
 
     def reset(self, trainer: str) -> None:
         ray.get(_actor(trainer).reset.remote(), timeout=ANSWER_S)
@@ -402,14 +401,6 @@ def _actor(name: str) -> Any:
 def _on(thread: str | None, name: str, method: str) -> Any:
     found = getattr(_actor(name), method)
     return found if thread is None else found.options(concurrency_group=thread)
-
-
-def _describe(trainer: str) -> tuple[str, int, Crew] | None:
-    try:
-        found: tuple[str, int, Crew] | None = ray.get(_actor(trainer).describe.remote(), timeout=ANSWER_S)
-    except (exceptions.GetTimeoutError, *LOSSES, RemoteLost):
-        return None
-    return found
 
 
 def _pid(name: str) -> int | None:
