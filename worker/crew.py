@@ -67,7 +67,7 @@ class Crew:
     def scale(self, workers: int) -> None:
         """Want so many, from 1 to one a shard: `admit` lets the surplus go, and those that are missing are recruited.
 
-        An event tells when as many take part.
+        An event tells when as many take part, where it has not been as many before.
         """
         self.wanted = max(1, min(workers, self._plan.shards))
         self._scaling = len(self.members), self._clock()
@@ -224,8 +224,9 @@ class Crew:
         if self._scaling is not None and len(self.members) == self.wanted:
             (before, began), self._scaling = self._scaling, None
             cost_ms = round(1000 * (self._clock() - began))
-            data = {"from": before, "to": self.wanted, "cost_ms": cost_ms}
-            self._say("log", "info", f"scaled from {before} to {self.wanted} workers within {cost_ms} ms", data)
+            if before != self.wanted:
+                data = {"from": before, "to": self.wanted, "cost_ms": cost_ms}
+                self._say("log", "info", f"scaled from {before} to {self.wanted} workers within {cost_ms} ms", data)
 
     def _say(self, kind: str, level: str, message: str, data: dict[str, Any]) -> None:
         self._tell(TrainerEvent(kind, level, message, data, time.time()))

@@ -105,11 +105,13 @@ def test_scaled_up_others_join_when_they_are_ready(site: Any, plan: StepPlan, wa
 
 
 def test_never_more_than_shards_and_never_none(site: Any, plan: StepPlan) -> None:
-    exchange = site(plan, 2).open()
-    for asked, found in ((99, 3), (0, 1)):
+    place = site(plan, 2)
+    exchange = place.open()
+    for asked, found in ((99, 3), (3, 3), (0, 1)):
         exchange.scale(asked)
         exchange.run_steps(1)
         assert exchange.workers == found
+    assert [(event.data["from"], event.data["to"]) for event in place.events] == [(2, 3), (3, 1)]
 
 
 def test_a_lost_worker_is_replaced_up_to_what_is_wanted_now(site: Any, plan: StepPlan) -> None:
