@@ -8,7 +8,7 @@ FAILURES_ALLOWED deaths a minute end the job. Where too many take part, the surp
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from worker.errors import RemoteLost, TooManyFailures
@@ -18,7 +18,7 @@ from worker.transport import Reference, Remote, Transport, results
 
 FAILURES_ALLOWED, FAILURE_WINDOW_S = 30, 60.0
 GATHER_S = 10.0  # a job begins without those that have not attached by then, if others have
-JOIN_S = 60.0  # a recruit that has not attached by then is given up, and another one sought
+JOIN_S = 60.0  # a recruit that has not attached by then is asked whether it lives; one in the place of who does not
 AGAIN_S = 1.0  # where no worker was to be had, so long until the next try
 RARELY = 20  # ... or so many times what it took: where somebody who is asked is silent, steps would wait for each try
 LOOK_S = 0.2  # who waits for workers asks so often whether to go on
@@ -78,19 +78,14 @@ class Crew:
 
     def call_up(self) -> None:
         """Recruit as many as are missing, as far as there are any to be had."""
+        self._ask_late()
         now = self._clock()
-        for late in [each for each in self._joining if now - each.since > JOIN_S]:
-            self._joining.remove(late)
-            self._transport.dismiss(late.worker)
-            message = f"{late.worker.name} did not come up within {JOIN_S:g} s; another one is sought"
-            self._say("fault", "warning", message, {"worker": late.worker.name})
         while now >= self._try_again_at and len(self.members) + len(self._joining) < self.wanted:
             began = self._clock()
             worker = self._transport.recruit(beside=self.only_machine is not None)
             if worker is None:
+                self._try_again_later(began)
                 now = self._clock()
-                steps_wait = RARELY * (now - began) if self.members else 0.0
-                self._try_again_at = now + max(AGAIN_S, steps_wait)
             else:
                 self._attach(worker)
 
@@ -158,6 +153,32 @@ class Crew:
 
     def _attach(self, worker: Remote) -> None:
         self._joining.append(_Joining(worker, worker.call("attach", self._plan), self._clock()))
+
+    def _ask_late(self) -> None:
+        """Who takes a large dataset in is waited for: another one would begin with that anew."""
+        began = self._clock()
+        late = [each for each in self._joining if began - each.since > JOIN_S]
+        if not late:
+            return
+        alive = self._transport.alive([each.worker for each in late])
+        for each in late:
+            self._joining.remove(each)
+            data = {"worker": each.worker.name}
+            if each.worker.name in alive:
+                self._joining.append(replace(each, since=self._clock()))
+                message = f"{each.worker.name} is not ready after {JOIN_S:g} s more; it lives, and is waited for"
+                self._say("log", "info", message, data)
+            else:
+                self._transport.dismiss(each.worker)
+                message = f"{each.worker.name} did not come up within {JOIN_S:g} s; another one is sought"
+                self._say("fault", "warning", message, data)
+        if len(alive) < len(late):
+            self._try_again_later(began)
+
+    def _try_again_later(self, began: float) -> None:
+        """Look for workers again after a look that has lasted since `began`."""
+        now = self._clock()
+        self._try_again_at = now + max(AGAIN_S, RARELY * (now - began) if self.members else 0.0)
 
     def _gather(self) -> None:
         """Wait, as `admit` says. The first members stand in the order of the workers, however soon each is ready."""

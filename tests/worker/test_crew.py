@@ -237,12 +237,32 @@ def test_a_recruit_that_does_not_come_up_is_given_up(site: Any, plan: StepPlan) 
     place.readiness = lambda reference: False
     place.crew.scale(2)
     place.crew.call_up()
+    place.transport.recruits[0].alive = False
     place.now += JOIN_S + 1
+    place.crew.call_up()
+    place.now += AGAIN_S
     place.crew.call_up()
     assert place.transport.dismissed == ["recruit0"]
     assert [remote.name for remote in place.transport.recruits] == ["recruit0", "recruit1"]
     (event,) = place.events
     assert "recruit0 did not come up within 60 s" in event.message
+
+
+def test_a_recruit_that_takes_long_is_waited_for(site: Any, plan: StepPlan) -> None:
+    """It fetches a large dataset, or finds out whether what its node has kept is whole."""
+    place = Place(site, plan, 1)
+    place.crew.admit(wait=True)
+    place.readiness = lambda reference: False
+    place.crew.scale(2)
+    for _ in range(3):
+        place.now += JOIN_S + 1
+        place.crew.call_up()
+    assert (place.transport.dismissed, len(place.transport.recruits)) == ([], 1)
+    assert [event.level for event in place.events] == ["info", "info"]
+    assert "recruit0 is not ready after 60 s more" in place.events[0].message
+    place.readiness = lambda reference: True
+    place.crew.admit(wait=False)
+    assert [worker.name for worker in place.crew.members] == ["w0", "recruit0"]
     assert place.crew.failures == 0
 
 
