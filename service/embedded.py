@@ -65,6 +65,7 @@ def object_store_bytes() -> int:
 def ray_head(environment: Mapping[str, str], port: int, folder: Path, worker_slots: int) -> Command:
     """A Ray head on `port`. `folder` must be short: below it lie sockets, whose paths end near 107 bytes.
 
+    What runs there has no business with the store, whose URL may hold a password.
     Ports that default to fixed numbers are given: the dashboard's (it does not listen, but its port must be free), the
     agent's, and the range of the workers' (0: any free one).
     """
@@ -85,7 +86,8 @@ def ray_head(environment: Mapping[str, str], port: int, folder: Path, worker_slo
     ray = Path(sys.executable).with_name("ray")
     arguments = [str(ray), "start", "--head", "--block", "--disable-usage-stats", "--no-monitor"]
     arguments += [f"--{name}={value}" for name, value in options.items()]
-    return Command(arguments, dict(environment), folder, remove=folder)
+    kept = {name: value for name, value in environment.items() if name != "FALLLINE_DATABASE_URL"}
+    return Command(arguments, kept, folder, remove=folder)
 
 
 def mlflow_server(

@@ -45,10 +45,7 @@ def prepared_here(folder: str, sha256: str, read: Read | None) -> Iterator[Prepa
     cache = _home() / "fetched"
     cache.mkdir(parents=True, exist_ok=True)
     entry = cache / sha256
-    for how in (
-        fcntl.LOCK_SH,
-        fcntl.LOCK_EX,
-    ):  # a node's workers read it all to see that it is whole: beside each other
+    for how in fcntl.LOCK_SH, fcntl.LOCK_EX:  # to see that it is whole a node's workers read all of it: side by side
         with _lock(cache, sha256, how):
             found = _whole(entry, sha256)
             if found is None and how == fcntl.LOCK_EX:
@@ -99,9 +96,9 @@ def _fetch(entry: Path, sha256: str, read: Read) -> None:
     if hashlib.sha256(manifest).hexdigest() != sha256:
         raise DatasetError(str(entry), "the trainer's arrays are other ones than the job's")
     files = {Path(name).name: about for name, about in json.loads(manifest)["files"].items()}
-    _make_room(entry.parent, sum(size for size, _ in files.values()))
     partial = entry.with_name(f".{sha256}")
     partial.mkdir(exist_ok=True)
+    _make_room(partial, sum(size for size, _ in files.values()))
     for name, (_, wanted) in files.items():
         _fetch_file(partial / name, wanted, read)
     with (partial / MANIFEST).open("wb") as file:
@@ -133,16 +130,21 @@ def _chunks(read: Read, name: str, offset: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _make_room(cache: Path, size: int) -> None:
-    """Take entries away until another of `size` bytes is within the bound, or only such are left as are in use."""
-    bound = int(os.environ.get("FALLLINE_NODE_CACHE_BYTES") or CACHE_BYTES)
+def _make_room(partial: Path, size: int) -> None:
+    """Take entries away until the one that is to have `size` bytes, some of them in `partial`, is within the bound, or
+    only such are left as are in use. DatasetError where it is beyond the bound by itself, or beyond what the disk has.
+    """
+    cache, bound = partial.parent, int(os.environ.get("FALLLINE_NODE_CACHE_BYTES") or CACHE_BYTES)
+    if size > bound:
+        raise DatasetError(str(cache), f"the dataset has {size:,} bytes; FALLLINE_NODE_CACHE_BYTES here is {bound:,}")
     sizes, used = dict[Path, int](), dict[Path, float]()
     for entry in cache.iterdir():
         with suppress(FileNotFoundError):  # somebody else has just made room of it
             if entry.is_dir():
                 used[entry], sizes[entry] = entry.stat().st_mtime, sum(path.stat().st_size for path in entry.iterdir())
+    missing = size - sizes.pop(partial)
     for entry in sorted(sizes, key=lambda entry: used[entry]):
-        if sum(sizes.values()) + size <= bound:
+        if sum(sizes.values()) + size <= bound and missing <= shutil.disk_usage(cache).free:
             return
         try:
             with _lock(cache, entry.name.removeprefix("."), fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -150,3 +152,5 @@ def _make_room(cache: Path, size: int) -> None:
                 del sizes[entry]
         except BlockingIOError:
             continue
+    if missing > (free := shutil.disk_usage(cache).free):
+        raise DatasetError(str(cache), f"{missing:,} bytes of the dataset are still to come; its disk has {free:,}")

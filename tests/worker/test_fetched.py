@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -200,3 +201,34 @@ def test_the_cache_is_bounded_and_what_is_in_use_stays(
         fetch(entries[3], Reader(entries[3].folder))
         assert kept() == [1, 3]
         assert arrays(mapped) == arrays(entries[1])
+
+
+def test_what_is_larger_than_the_bound_is_refused_with_both_numbers(
+    there: PreparedDataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = size_of(there) - (there.folder / MANIFEST).stat().st_size
+    monkeypatch.setenv("FALLLINE_NODE_CACHE_BYTES", str(size - 1))
+    with pytest.raises(DatasetError, match=f"has {size:,} bytes; FALLLINE_NODE_CACHE_BYTES here is {size - 1:,}"):
+        fetch(there, Reader(there.folder))
+    assert not (cache / there.sha256).exists()
+    monkeypatch.setenv("FALLLINE_NODE_CACHE_BYTES", str(size))
+    fetch(there, Reader(there.folder))
+    assert (cache / there.sha256).exists()
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before_it_is_fetched(
+    there: PreparedDataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for what is there of it already."""
+    usage, manifest = shutil.disk_usage("/"), (there.folder / MANIFEST).stat().st_size
+    size = size_of(there) - manifest
+    free = iter([size - 1, size, size - 1])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=next(free)))
+    with pytest.raises(
+        DatasetError, match=f"{size:,} bytes of the dataset are still to come; its disk has {size - 1:,}"
+    ):
+        fetch(there, Reader(there.folder))
+    with pytest.raises(ConnectionError):
+        fetch(there, Reader(there.folder, break_at=manifest // 1000 + 4))
+    fetch(there, Reader(there.folder))
+    assert (cache / there.sha256).exists()
