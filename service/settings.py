@@ -39,8 +39,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "FALLLINE_EXCHANGE",
         "auto",
-        "how gradients travel: auto, in shared memory on the service's node, over sockets between nodes; or objects, "
-        "through Ray's object store, which needs no port and takes many times as long",
+        "how gradients travel: auto, in shared memory where a job is on one node with the service's home, else over "
+        "sockets between nodes; or objects, through Ray's object store, which needs no port and takes many times as "
+        "long",
     ),
     Setting("FALLLINE_ARTIFACT_ROOT", "HOME/artifacts", "folder of trained models, by hash"),
     Setting(
@@ -50,7 +51,11 @@ SETTINGS: tuple[Setting, ...] = (
         "and uploads are refused with 507 `disk_full`; 0 switches this off",
     ),
     Setting("FALLLINE_API_KEYS_REQUIRED", "false", "API keys; not supported yet, so nothing but false"),
-    Setting("FALLLINE_WORKER_SLOTS", "max(16, 4 x cores)", "gradient workers that may run at once on this machine"),
+    Setting(
+        "FALLLINE_WORKER_SLOTS",
+        "max(16, 4 x cores)",
+        "gradient workers that may run at once, on this machine or in the cluster",
+    ),
     Setting("FALLLINE_MAX_RUNNING_JOBS", "4", "jobs that train at once; others stay queued"),
     Setting("FALLLINE_MAX_QUEUED_JOBS", "10000", "jobs that may wait; a further one is refused with 429 `queue_full`"),
     Setting(

@@ -63,6 +63,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": OptimizerSpec("sgd", 0.05)},
     "adamw, clipped": {"optimizer": OptimizerSpec("adamw", 0.01, weight_decay=0.01, clip_norm=0.5)},
     "dropout": {"network": NetworkSpec(1, 1, (24, 12), dropout=0.2)},
+    "local, half precision": {"local_steps": 3, "half_gradients": True},
     # 17 blocks: an aggregator on each node; 12 MB of gradients a step: three of them over object references.
     "wide": {"network": NetworkSpec(1, 1, (700, 700), dropout=0.2), "epochs": 1},
 }
