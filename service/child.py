@@ -52,8 +52,8 @@ class Child:
 
     def kill(self) -> None:
         """Kills it and all it has started, without grace. Returns at once."""
+        self._launcher.terminate()  # first: the end of its input alone would give the command a moment to react
         self.end()
-        self._launcher.terminate()
 
     def wait(self, timeout: float) -> int:
         """Waits until nothing of it is left. Raises `subprocess.TimeoutExpired`."""

@@ -47,6 +47,7 @@ def ray_environment(environ: Mapping[str, str], token: str) -> dict[str, str]:
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # its jobs live on: nothing is to be drained
         }
     )
 

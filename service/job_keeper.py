@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 ASK_SECONDS, RECORD_SECONDS = 0.25, 0.5  # each record is a write to the disk, and the API's writes wait for it
 CLAIM_SECONDS = 1.0
 DEMAND_SECONDS = 5.0
-SAVE_SECONDS = 2.0  # of the supervisor's patience with this process
+SAVE_SECONDS = 3.0  # of the supervisor's patience with this process
 METRIC_EVENT_SECONDS = 2.0
 ALL_EVENTS = 1_000_000
 

@@ -179,6 +179,8 @@ class Launcher:
             if left is not None and left <= 0:
                 break
             for descriptor, _ in poll.poll(None if left is None else left * 1000):
+                if self.kill_now:
+                    break
                 if not os.read(descriptor, 4096) and self.deadline is None:  # only standard input ever ends
                     poll.unregister(descriptor)
                     self.deadline = time.monotonic() + self.grace

@@ -100,13 +100,17 @@ class Publisher(threading.Thread):
                 self._aliases(mlflow)
                 self._aliases_at = time.monotonic()
             self._is("up")
-        except TrackingDown as error:
+        except (
+            TrackingDown,
+            TrackingRefused,
+        ) as error:  # it is away, or takes nothing of us at all: a key, a host name
             self._outages += 1
             self._is("down", str(error))
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.part.since))
+            reason = f"{WAITING} {since}" if isinstance(error, TrackingDown) else f"{REFUSES}: {error.reason}"
             for job in jobs:
                 if self.part.state == "down" or job.result is not None:  # one that trains need not know of a start
-                    self._say(job, f"{WAITING} {since}")
+                    self._say(job, reason)
 
     def _is_due(self, jobs: list[JobRecord]) -> bool:
         """At once for a run's beginning and end, and for a move of `production`; once a second for points, and while

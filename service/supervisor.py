@@ -38,7 +38,7 @@ from service.supervised_part import SupervisedPart
 
 API_FIRST_SECONDS = 3.0
 MLFLOW_DELAY_SECONDS = 2.5
-API_GRACE, CONTROLLER_GRACE, RAY_GRACE, MLFLOW_GRACE = 4.0, 4.0, 0.0, 3.0
+API_GRACE, CONTROLLER_GRACE, RAY_GRACE, MLFLOW_GRACE = 4.0, 5.0, 0.0, 3.0
 END_SECONDS = 10.0  # the longer of each pair, and what killing takes
 SILENT_SECONDS = 60.0
 API_ATTEMPTS = 3

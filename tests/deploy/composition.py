@@ -84,6 +84,8 @@ class Composition:
                         self.wait_until_healthy(other)
                 for container in self.containers[name]:
                     container.start()
+                    if len(self.containers[name]) > 1:  # Ray's nodes choose sockets in a folder that is theirs together
+                        container.wait_until_healthy()
                 self.started.append(name)
         for name in self.started:
             self.wait_until_healthy(name)

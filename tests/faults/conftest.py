@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,26 @@ class Watched(Service):
         (found,) = [pid for pid in self.processes() if Path(f"/proc/{pid}/exe").resolve().name == program]
         return found
 
-    def inside(self, *fault: str) -> None:
-        """Has a fault of `inside` happen in an actor that is at work."""
+    @contextmanager
+    def inside(self, *fault: str) -> Iterator[Callable[[], None]]:
+        """Call what it gives to have a fault of `inside` happen at once in an actor that is at work.
+
+        What makes it has joined the cluster before the block begins, which takes longer than many a job.
+        """
         command = [sys.executable, "-m", "tests.faults.inside", *fault]
-        subprocess.run(command, env=self.environment("controller"), cwd=ROOT, timeout=PATIENCE_S, check=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, env=self.environment("controller"), cwd=ROOT, **pipes) as maker:
+
+            def happen() -> None:
+                maker.communicate("\n", timeout=PATIENCE_S)
+                assert maker.returncode == 0
+
+            try:
+                assert maker.stdout is not None
+                assert maker.stdout.readline() == "joined\n"
+                yield happen
+            finally:
+                maker.kill()
 
     def events(self, job_id: str, after: int = 0) -> list[Job]:
         """The job's events after number `after`, oldest first."""

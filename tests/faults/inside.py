@@ -1,7 +1,7 @@
 """A fault inside an actor's own process: `python -m tests.faults.inside exit`, in the environment of a controller.
 
-The first actor of that kind that has a job is told by Ray, as a controller would, on the thread that answers beside the
-one that works: no code of the service knows of it.
+It happens when a line comes on standard input. The first actor of that kind that has a job is told by Ray, as a
+controller would, on the thread that answers beside the one that works: no code of the service knows of it.
 """
 
 import os
@@ -77,6 +77,9 @@ def at_work(kind: str) -> str:
 
 def main() -> None:
     cluster = Cluster(os.environ["FALLLINE_RAY_ADDRESS"], orphan_seconds=60)
+    sys.stdout.write("joined\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
     kind, fault = FAULTS[sys.argv[1]]
     actor = RayRemote(at_work(kind)).handle
     told = actor.__ray_call__.options(concurrency_group=HEALTH).remote(fault, *sys.argv[2:])

@@ -36,7 +36,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, table: Path, clock: Path) 
 def test_a_moved_clock_changes_nothing(
     running: Any, spec: Json, undisturbed: JobPicture, clock: Path, shifts: tuple[int, int]
 ) -> None:
-    controller = running.local.endpoints["pids"]["controller"]
+    controller = running.pid("controller")
     job_id = running.training(spec)
     for shift in shifts:
         with running.work_goes_on(job_id, f"the clock at {shift:+d} s"):

@@ -67,7 +67,7 @@ def leader(running: Any) -> int:
 def test_of_two_controllers_one_works_and_a_late_one_writes_nothing(
     running: Any, spec: Json, undisturbed: JobPicture
 ) -> None:
-    first = running.local.endpoints["pids"]["controller"]
+    first = running.pid("controller")
     with another_controller(running, "service.controller") as (second, output):
         job_id = running.training({**spec, "training": {**spec["training"], "epochs": 100_000}})
         assert leader(running) == first

@@ -10,7 +10,7 @@ import pytest
 
 from service.child import Child
 from service.embedded import mlflow_server, own_environment
-from service.ports import free_port
+from service.ports import LOOPBACK, free_port, held
 
 from ..system.conftest import service_with_points
 from .conftest import LEASE_SECONDS, PATIENCE_S, WORKER_SLOTS, Watched
@@ -26,13 +26,14 @@ ALL, QUICK = 3, 1  # answers about each path that are lost, one after the other
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LossyProxy]:
     """A server of the module's own, behind a proxy."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    server = Child(mlflow_server(own_environment(), port, folder), folder / "log", grace=3.0)
-    proxy = LossyProxy(port)
-    yield proxy
-    proxy.shutdown()
-    proxy.server_close()
-    server.kill()
-    server.wait(PATIENCE_S)
+    with held(LOOPBACK, port):
+        server = Child(mlflow_server(own_environment(), port, folder), folder / "log", grace=3.0)
+        proxy = LossyProxy(port)
+        yield proxy
+        proxy.shutdown()
+        proxy.server_close()
+        server.kill()
+        server.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")

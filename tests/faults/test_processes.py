@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def kill_everything(running: Any) -> None:
     family = [running.supervisor, *launcher.descendants(running.supervisor)]
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in family:
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, number)
 
 
 @pytest.mark.parametrize("kill", [pytest.param(kill_supervisor, marks=THOROUGH), kill_everything])

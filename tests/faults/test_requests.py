@@ -33,7 +33,7 @@ def test_a_hundred_submissions_at_once_under_one_key_are_one_job(running: Any, s
     def submit(_: int) -> str:
         with httpx.Client(base_url=running.local.url, timeout=60) as client:
             client.get("/healthz")  # connected
-            together.wait()
+            together.wait(PATIENCE_S)
             while True:
                 begun = time.monotonic()
                 answer = client.post("/v1/jobs", json=short, headers={"Idempotency-Key": "a hundred"})
@@ -61,7 +61,7 @@ def test_a_hundred_jobs_submitted_at_once_are_a_hundred(running: Any, spec: Json
     def submit(number: int) -> str:
         with httpx.Client(base_url=running.local.url, timeout=60) as client:
             client.get("/healthz")  # connected
-            together.wait()
+            together.wait(PATIENCE_S)
             begun = time.monotonic()
             answer = client.post("/v1/jobs", json=spec, headers={"Idempotency-Key": f"one of a hundred: {number}"})
             taken.append(time.monotonic() - begun)

@@ -82,7 +82,7 @@ def test_a_controller_stopped_in_a_transaction_is_told_as_such(
     running: Any, spec: Json, undisturbed: JobPicture
 ) -> None:
     """SQLite without WAL: its lock is everybody's. Readers are told so; it goes on where it was."""
-    job_id, controller = running.training(spec), running.local.endpoints["pids"]["controller"]
+    job_id, controller = running.training(spec), running.pid("controller")
     database = running.local.database
     with httpx.Client(base_url=running.local.url, timeout=60) as client:
         for _ in range(500):

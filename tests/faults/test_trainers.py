@@ -44,13 +44,14 @@ def running(tmp_path_factory: pytest.TempPathFactory, table: Path) -> Iterator[W
 def test_a_trainer_is_killed(running: Any, spec: Json, undisturbed: JobPicture, all_faults: bool, point: str) -> None:
     if not all_faults and point not in QUICK:
         pytest.skip("`make faults` kills it at every point")
-    job_id = running.training(spec)
-    running.wait_for(lambda: running.client.jobs.checkpoints(job_id)["data"], PATIENCE_S, "a checkpoint")
-    known = running.client.jobs.checkpoints(job_id)["data"][0]["step"]
-    with running.work_goes_on(job_id, f"kill -9 of the trainer {point}"):
-        call, turn, when = POINTS[point]
-        running.inside("die", call, str(turn), when)
-        running.wait_for(lambda: running.faults(job_id), PATIENCE_S, "a word of the loss")
+    call, turn, when = POINTS[point]
+    with running.inside("die", call, str(turn), when) as dies:
+        job_id = running.training(spec)
+        running.wait_for(lambda: running.client.jobs.checkpoints(job_id)["data"], PATIENCE_S, "a checkpoint")
+        known = running.client.jobs.checkpoints(job_id)["data"][0]["step"]
+        with running.work_goes_on(job_id, f"kill -9 of the trainer {point}"):
+            dies()
+            running.wait_for(lambda: running.faults(job_id), PATIENCE_S, "a word of the loss")
     running.succeeded(job_id, undisturbed)
     (fault,) = running.faults(job_id)
     assert "the job is started again" in fault["message"]
@@ -65,7 +66,7 @@ def test_a_trainer_that_nobody_polls_saves_and_ends_with_its_crew(
     if not all_faults:
         pytest.skip(f"a trainer's patience lasts {ORPHAN_S:g} s: `make faults` waits for it")
     job_id = running.training({**spec, "training": {**spec["training"], "epochs": 100_000}})
-    controller = running.local.endpoints["pids"]["controller"]
+    controller = running.pid("controller")
     running.stop_between_transactions(controller)
     running.wait_for(lambda: not running.seated(), ORPHAN_S + PATIENCE_S, "the end of the crew")
     (kept, *_) = CheckpointStore(running.local.home / "checkpoints" / job_id).list()

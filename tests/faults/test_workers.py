@@ -103,8 +103,9 @@ def test_a_write_of_a_worker_that_was_taken_for_hung_reaches_no_later_step(
 
 
 def test_a_worker_that_exits_costs_no_bit(running: Any, spec: dict[str, Any], undisturbed: JobPicture) -> None:
-    job_id = running.submit(spec)
-    running.inside("exit")
+    with running.inside("exit") as exits:
+        job_id = running.submit(spec)
+        exits()
     job = running.succeeded(job_id, undisturbed)
     assert job["result"]["worker_failures"] == 1
 
@@ -112,9 +113,10 @@ def test_a_worker_that_exits_costs_no_bit(running: Any, spec: dict[str, Any], un
 def test_a_worker_without_memory_fails_its_job_with_the_reason_and_no_other(
     running: Any, spec: dict[str, Any], undisturbed: JobPicture
 ) -> None:
-    job_id = running.submit({**spec, "training": {**spec["training"], "epochs": 10_000}})
-    running.job(job_id, lambda job: running.step(job) > 0, PATIENCE_S)
-    running.inside("memory")
+    with running.inside("memory") as runs_out:
+        job_id = running.submit({**spec, "training": {**spec["training"], "epochs": 10_000}})
+        running.job(job_id, lambda job: running.step(job) > 0, PATIENCE_S)
+        runs_out()
     job = running.job(job_id, running.ended, PATIENCE_S)
     assert (job["status"], job["error"]["code"]) == ("failed", "out_of_memory")
     assert "7.28 TiB" in job["error"]["message"]

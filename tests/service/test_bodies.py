@@ -138,7 +138,7 @@ def test_a_long_yaml_is_refused_and_a_long_one_within_the_limit_keeps_nobody_wai
             longest, before = max(longest, time.perf_counter() - before), time.perf_counter()
         return longest
 
-    assert asyncio.run(both()) < 0.5
+    assert asyncio.run(both()) < 1.5
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def alive(pid: int) -> bool:
 
 
 def test_end_of_file_ends_sessions_and_daemons_too() -> None:
-    with launched(0.2, sys.executable, "-S", "-c", FAMILY, "stay") as process:
+    with launched(4.0, sys.executable, "-S", "-c", FAMILY, "stay") as process:
         family = [int(line(process)), int(line(process))]
         assert all(map(alive, family))
         assert process.stdin is not None

@@ -16,9 +16,11 @@ from service.artifacts import ArtifactStore
 from service.disk import WAITING
 from service.errors import LeadLost
 from service.lead import RENEWALS, Lead
+from service.parts import Part
 from service.process_identity import identity, is_gone
 from service.publisher import Publisher
 from service.store import Store
+from service.tracked import TrackingDown, TrackingError, TrackingRefused
 
 from .conftest import Fill
 
@@ -192,6 +194,33 @@ def test_a_job_that_waits_for_the_disk_says_so_though_mlflow_is_down(store: Stor
     publisher = Publisher(store, ArtifactStore(tmp_path), lambda: nobody)
     publisher._say(replace(store.get_job(job.id), point_count=1), "waiting for MLflow since noon")
     assert store.get_job(job.id).status_reason == full
+
+
+@pytest.mark.parametrize("error", [TrackingDown, TrackingRefused])
+def test_a_job_says_that_mlflow_is_away_or_refuses_and_the_publisher_asks_again(
+    store: Store, fill: Fill, tmp_path: Path, error: type[TrackingError]
+) -> None:
+    """It refuses all alike where a key or the name of its host is wrong."""
+    job = fill.job()
+    store.claim_job("one", SECONDS)
+    store.set_progress(job.id, 1, {}, [("train_loss", 1, 0.5, 0.0)])
+    asked: Any = Away(error)
+    publisher = Publisher(store, ArtifactStore(tmp_path), lambda: asked)
+    publisher.part = Part("up", 0.0)
+    publisher.once(asked)
+    assert publisher.part.state == "down"
+    reason = store.get_job(job.id).status_reason or ""
+    assert reason.startswith("MLflow refuses: 403" if error is TrackingRefused else "waiting for MLflow since")
+
+
+class Away:
+    """An MLflow that does nothing."""
+
+    def __init__(self, error: type[TrackingError]) -> None:
+        self.error = error
+
+    def check(self) -> None:
+        raise self.error("check", "403: Invalid Host header")
 
 
 def test_a_process_is_gone_when_it_has_ended_and_never_before() -> None:

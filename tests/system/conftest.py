@@ -72,19 +72,24 @@ class Service:
         """The pids of all processes whose command line contains `title`."""
         return processes_below(self.supervisor, title)
 
+    def pid(self, part: str) -> int:
+        """Of the part's own process, as soon as there is one: it may just have been started again."""
+        self.wait_for(lambda: launcher.parent_of(self.local.endpoints["pids"].get(part, 0)), 60, f"the {part}")
+        return int(self.local.endpoints["pids"][part])
+
     def environment(self, part: str) -> dict[str, str]:
         """A part's own, for what is to join it."""
-        pairs = Path(f"/proc/{self.local.endpoints['pids'][part]}/environ").read_bytes().decode().split("\0")
+        pairs = Path(f"/proc/{self.pid(part)}/environ").read_bytes().decode().split("\0")
         return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
     def kill(self, part: str) -> None:
         """SIGKILL to a part's own process, not to its launcher."""
-        os.kill(self.local.endpoints["pids"][part], signal.SIGKILL)
+        os.kill(self.pid(part), signal.SIGKILL)
 
     @contextmanager
     def stopped(self, part: str) -> Iterator[None]:
         """The part hangs, with all below it."""
-        pid = self.local.endpoints["pids"][part]
+        pid = self.pid(part)
         family = [pid, *launcher.descendants(pid)]
         for member in family:
             os.kill(member, signal.SIGSTOP)

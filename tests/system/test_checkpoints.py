@@ -89,7 +89,7 @@ def test_so_does_one_that_exchanges_objects(running: Any) -> None:
     """max_norm goes across blocks: parameters and state are those of an aggregator."""
     changes = {
         "optimizer": {"name": "adam", "max_norm": 2.0},
-        "training": {**SPEC["training"], "epochs": 40, "early_stopping": {"patience": 30}},
+        "training": {**SPEC["training"], "epochs": 200, "early_stopping": {"patience": 150}},
     }
     wanted = outcome(running, submitted(running, **changes))
     job_id = submitted(running, **changes)

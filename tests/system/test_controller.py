@@ -103,7 +103,7 @@ def test_a_diverging_job_registers_nothing(running: Any, tracking: Tracking) -> 
     assert job["status"] == "failed"
     assert job["error"]["code"] == "diverged"
     assert {"step", "shard", "hint"} <= job["error"].keys()
-    running.wait_for(lambda: run_status(running, tracking, job_id) == "FAILED", 10, "the end of the failed run")
+    running.wait_for(lambda: run_status(running, tracking, job_id) == "FAILED", 60, "the end of the failed run")
     assert tracking.production(["diverged"]) == {}
     with pytest.raises(ServiceError, match="diverged"):
         running.client.models.show("diverged")
@@ -126,13 +126,13 @@ def test_policies_deploy_and_a_move_in_mlflow_is_followed(running: Any, tracking
     assert version(model=policy) == {"name": "policy", "version": 2, "deployed": True}
     assert version(model=policy, training=short)["deployed"] is False
     assert version(model=policy, split={"validation": 0.3})["deployed"] is False
-    running.wait_for(lambda: tracking.production(["policy"]) == {"policy": 2}, 10, "the alias in MLflow")
+    running.wait_for(lambda: tracking.production(["policy"]) == {"policy": 2}, 60, "the alias in MLflow")
     tracking.client.set_registered_model_alias("policy", "production", "3")
     rows = [{"x": 0.0, "y": 0.0, "z": 0.0}]
-    running.wait_for(lambda: running.client.predict("policy", rows)["version"] == 3, 15, "the move made in MLflow")
+    running.wait_for(lambda: running.client.predict("policy", rows)["version"] == 3, 60, "the move made in MLflow")
     running.client.models.deploy("policy", 1)
     assert running.client.predict("policy", rows)["version"] == 1
-    running.wait_for(lambda: tracking.production(["policy"]) == {"policy": 1}, 10, "the move made here")
+    running.wait_for(lambda: tracking.production(["policy"]) == {"policy": 1}, 60, "the move made here")
     assert running.client.predict("policy", rows)["version"] == 1
 
 

@@ -1,5 +1,6 @@
 """A job that is scaled while it trains, by request: other workers, the same weights, and nothing left behind."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ SPEC: dict[str, Any] = {
     "target": "kind",
     "network": {"hidden": [32]},
     "optimizer": {"name": "sgd", "momentum": 0.9},
-    "training": {"epochs": 600, "batch_size": 64, "early_stopping": None, "log_every_steps": 1000},
+    "training": {"epochs": 1500, "batch_size": 64, "early_stopping": None, "log_every_steps": 1000},
     "distribution": {"workers": 1, "shards": 4},
     "model": None,
 }
@@ -20,8 +21,11 @@ SPEC: dict[str, Any] = {
 
 def holders(running: Any) -> list[int]:
     """The workers that have a job's segment mapped."""
-    workers = running.processes("GradientWorker")
-    return [pid for pid in workers if "fallline-segment" in Path(f"/proc/{pid}/maps").read_text()]
+    found = []
+    for pid in running.processes("GradientWorker"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            found += [pid] if "fallline-segment" in Path(f"/proc/{pid}/maps").read_text() else []
+    return found
 
 
 def test_a_job_goes_on_with_the_workers_that_are_asked_for(running: Any) -> None:

@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ SOURCE: dict[str, Any] = {
     "training": {"epochs": 5, "batch_size": 32, "early_stopping": None},
     "distribution": {"shards": 3},
 }
-LONG = {"epochs": 400, "checkpoint_every_seconds": 1}  # long enough for a checkpoint, and for a fault after it
+LONG = {"epochs": 1200, "checkpoint_every_seconds": 1}  # long enough for a checkpoint, and for a fault after it
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,8 @@ def kill_trainers(running: Any) -> None:
     trainers = running.processes("TrainerHost")
     assert trainers
     for pid in trainers:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # Ray has just ended it: it was not needed any more
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_it_goes_on_where_the_source_has_ended(running: Any, source: dict[str, Any]) -> None:

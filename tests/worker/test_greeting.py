@@ -123,7 +123,7 @@ def test_garbage_is_cut_off(called: Called, garbage: bytes) -> None:
 def test_who_says_nothing_is_cut_off_and_holds_up_nobody(
     called: Called, links: Links, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(greeting, "GREET_S", 0.3)
+    monkeypatch.setattr(greeting, "GREET_S", 1.0)
     with socket.create_connection(called.address) as silent, socket.create_connection(called.address) as slow:
         slow.sendall(b"\0")
         began = time.monotonic()

@@ -389,7 +389,6 @@ def test_a_worker_that_is_gone_before_a_command(
     open_bench: type[Bench], plan: StepPlan, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_memory, "SILENCE_S", 0.5)
-    monkeypatch.setattr(shared_memory, "STOP_S", 0.2)
     plan = shards(plan, 8)
     bench = open_bench(plan, 3)
     reports = bench.exchange.run_steps(10)

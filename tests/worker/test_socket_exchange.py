@@ -138,7 +138,7 @@ class Asked(Processes):
     def alive(self, remotes: Sequence[Any]) -> set[str]:
         asked = [remote for remote in remotes if super(Asked, self).alive([remote])]
         calls = [(remote, remote.call_beside("give_up", -1)) for remote in asked]
-        until = time.monotonic() + 1.0
+        until = time.monotonic() + 5.0
         for remote, call in calls:
             if not self.wait([call], max(0.0, until - time.monotonic())):
                 remote.process.kill()
