@@ -88,30 +88,42 @@ def kill_one(running: Watched, nodes: RayNodes, draw: random.Random) -> RayNode 
     return node
 
 
+def wait_until_at_work(running: Watched, job_id: str) -> None:
+    """Returns when all workers that the job wants make steps, or it has ended.
+
+    Seen by three further steps: the API tells of one more, at most, once nobody is at work any more.
+    """
+    seen = set[int]()
+
+    def is_at_work(job: Json) -> bool:
+        progress = job["progress"] or {}
+        if progress.get("workers") == job["spec"]["distribution"]["workers"]:
+            seen.add(running.step(job))
+        else:
+            seen.clear()
+        return len(seen) > 3 or running.ended(job)
+
+    running.job(job_id, is_at_work, PATIENCE_S)
+
+
 def one_loss(running: Watched, nodes: RayNodes, job_id: str, draw: random.Random) -> tuple[str, int, float] | None:
     """Kill one of the job's; what it was, in which step, and the seconds until a further one was told. None: the job
     has ended without a word of it."""
-    running.job(job_id, lambda job: is_full(job) or running.ended(job), PATIENCE_S)
+    wait_until_at_work(running, job_id)
     time.sleep(draw.uniform(0, DELAY_S))  # the experiment itself: any moment will do
     job, told = running.client.jobs.show(job_id), len(running.faults(job_id))
     if running.ended(job):
         return None
     step, began = running.step(job), time.monotonic()
     node = kill_one(running, nodes, draw)
+    running.job(job_id, lambda job: len(running.faults(job_id)) > told or running.ended(job), PATIENCE_S)
+    if len(running.faults(job_id)) == told:
+        return None
     running.job(job_id, lambda job: running.step(job) > step or running.ended(job), PATIENCE_S)
     took = time.monotonic() - began
     if node is not None:
         nodes.restart(node)
-    running.job(job_id, lambda job: len(running.faults(job_id)) > told or running.ended(job), PATIENCE_S)
-    if len(running.faults(job_id)) == told:
-        return None
     return "worker" if node is None else "node", step, took
-
-
-def is_full(job: Json) -> bool:
-    """Steps are made, by as many workers as the job wants."""
-    progress = job["progress"] or {}
-    return progress.get("step", 0) > 0 and progress["workers"] == job["spec"]["distribution"]["workers"]
 
 
 def test_killed_nodes_and_workers_cost_no_bit_and_no_step(
