@@ -18,7 +18,7 @@ from worker.transport import Reference, Remote, Transport, results
 
 FAILURES_ALLOWED, FAILURE_WINDOW_S = 30, 60.0
 GATHER_S = 10.0  # a job begins without those that have not attached by then, if others have
-JOIN_S = 60.0  # a recruit that has not attached by then is asked whether it lives; one in the place of who does not
+JOIN_S = 60.0  # a recruit that has not attached by then is asked whether it lives, and replaced where it does not
 AGAIN_S = 1.0  # where no worker was to be had, so long until the next try
 RARELY = 20  # ... or so many times what it took: where somebody who is asked is silent, steps would wait for each try
 LOOK_S = 0.2  # who waits for workers asks so often whether to go on
