@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from core.network import Network, NetworkSpec, initial_parameters
 from core.optimizers import OptimizerSpec, make_optimizer
 from worker.numerics import small_product
-from worker.reduction import is_finite, mean_block
+from worker.reduction import is_finite, sum_block
 
 Array = NDArray[Any]
 RATE = 0.1
@@ -173,19 +173,18 @@ class EngineInPlace(Engine):
 
 
 class EngineChecked(Engine):
-    """The whole of the service's commit besides: mean over slots, norm, and nothing that is not finite."""
+    """The whole of the service's commit besides: sum over slots, norm, and nothing that is not finite."""
 
     def prepare(self) -> None:
         super().prepare()
-        self.after, self.mean = np.empty_like(self.now), np.empty_like(self.now)
+        self.after, self.sum = np.empty_like(self.now), np.empty_like(self.now)
 
     def step(self, rows: Array) -> None:
         self.differentiate(rows)
-        blocks = self.network.layout.blocks
-        squares = [mean_block([self.gradient[block]], self.case.batch, self.mean[block]) for block in blocks]
-        finite = np.isfinite(sum(squares))
+        blocks, scale = self.network.layout.blocks, 1.0 / self.case.batch
+        finite = np.isfinite(sum([sum_block([self.gradient[block]], self.sum[block]) for block in blocks]))
         for block in blocks:
-            self.optimizer.update(1, RATE, self.now[block], self.mean[block], (), self.after[block], ())
+            self.optimizer.update(1, RATE, self.now[block], self.sum[block], (), self.after[block], (), scale)
             finite &= is_finite(self.after[block])
         if not finite:
             raise FloatingPointError(self.case.name)

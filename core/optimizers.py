@@ -69,14 +69,10 @@ class Optimizer(ABC):
     """The update rule of one specification. Its state is the caller's: `state_vectors` vectors, zero at first."""
 
     state_vectors: int = 0
+    is_plain: bool = False  # the update is w - rate g and nothing else: factors of g may as well be the rate's
 
     def __init__(self, spec: OptimizerSpec) -> None:
         self.spec = spec
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the update is w - rate g and nothing else: the rate may then be taken into the gradient."""
-        return False
 
     @np.errstate(all="ignore")
     def update(
@@ -88,13 +84,18 @@ class Optimizer(ABC):
         state: Sequence[Vector],
         out_parameters: Vector,
         out_state: Sequence[Vector],
+        scale: float = 1.0,
     ) -> None:
         """Write the parameters and state after `step` (counted from 1) into `out_parameters` and `out_state`.
 
         All are one-dimensional, of one length and dtype, and do not overlap (one that `is_plain` may write over its
-        parameters, or over the gradient). `gradient` is used as scratch. Allocates nothing. What is not finite passes
-        through without a warning: check the results.
+        parameters, or over the gradient). The mean gradient is `scale` times `gradient`, which is used as scratch.
+        Allocates nothing. What is not finite passes through without a warning: check the results.
         """
+        if self.is_plain:
+            learning_rate *= scale
+        elif scale != 1.0:
+            np.multiply(gradient, scale, out=gradient)
         if self.spec.l1:
             np.sign(parameters, out=out_parameters)
             np.multiply(out_parameters, self.spec.l1, out=out_parameters)
@@ -117,10 +118,7 @@ class SGD(Optimizer):
     def __init__(self, spec: OptimizerSpec) -> None:
         super().__init__(spec)
         self.state_vectors = 1 if spec.momentum else 0
-
-    @property
-    def is_plain(self) -> bool:
-        return not (self.spec.momentum or self.spec.weight_decay or self.spec.l1)
+        self.is_plain = not (spec.momentum or spec.weight_decay or spec.l1)
 
     def _update(
         self, step: int, rate: float, w: Vector, g: Vector, old: Sequence[Vector], new_w: Vector, *new: Vector

@@ -22,7 +22,7 @@ from worker.aggregator_seat import AggregatorSeat
 from worker.errors import Diverged, StepRefused
 from worker.numerics import fingerprint
 from worker.plan import Reduced, ShardReport, StepPlan, StepReport
-from worker.reduction import clip_factor, culprit, evidence, is_finite, mean_block, norm, shares, span
+from worker.reduction import clip_factor, culprit, evidence, is_finite, norm, shares, span, sum_block
 from worker.wiring import Place, Standing, Stretch, Wiring
 
 Array = NDArray[Any]
@@ -61,7 +61,7 @@ class ParameterAggregator:
         # Row 0 holds the parameters, the others the optimizer's state.
         self._buffers = [np.zeros((vectors, parameters.size), parameters.dtype) for _ in range(2)]
         self._buffers[0][0] = parameters
-        self._mean = np.empty_like(parameters)
+        self._sum, self._divisor = np.empty_like(parameters), 1.0  # of the gradients, and of their rows' weights
         self._best = parameters.copy()
         self._updated: tuple[float, bool] | None = None  # what `update` has come to
         self.committed = 0
@@ -119,13 +119,12 @@ class ParameterAggregator:
         return self.commit(step, [self.reduce(step, gradients, reports)], reports)
 
     def reduce(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> Reduced:
-        """The first half of `apply`: take the mean gradient of the share. It may be done again. Raises StepRefused."""
+        """The first half of `apply`: sum the share's gradients up. It may be done again. Raises StepRefused."""
         self._check(step)
-        divisor = _weight(reports) or 1.0
+        self._divisor = _weight(reports) or 1.0
         self._updated = None
         squares = tuple(
-            mean_block([gradient[block] for gradient in gradients], divisor, self._mean[block])
-            for block in self._blocks
+            sum_block([gradient[block] for gradient in gradients], self._sum[block]) for block in self._blocks
         )
         return Reduced(squares, () if math.isfinite(norm(squares)) else evidence(gradients))
 
@@ -151,7 +150,7 @@ class ParameterAggregator:
             loss += report.loss_sum
         if not math.isfinite(loss):
             raise Diverged(step, next((r.shard for r in reports if not math.isfinite(r.loss_sum)), None), "loss")
-        gradient_norm = norm([square for part in reduced for square in part.squares])
+        gradient_norm = norm([square for part in reduced for square in part.squares]) / self._divisor
         if not math.isfinite(gradient_norm):
             raise Diverged(step, culprit([part.shards for part in reduced if part.shards]), "gradient")
         factor = clip_factor(gradient_norm, self._plan.optimizer.clip_norm)
@@ -218,17 +217,18 @@ class ParameterAggregator:
             raise StepRefused(step, self.committed)
 
     def _apply(self, step: int, factor: float) -> tuple[float, bool]:
-        """Write what `step` leads to beside what is committed: the learning rate, and whether all of it is finite."""
-        plan = self._plan
+        """Write what `step` leads to beside what is committed: the learning rate, and whether all of it is finite.
+
+        `factor`: of the mean gradient.
+        """
+        plan, scale = self._plan, factor / self._divisor
         rate = learning_rate(plan.schedule, plan.optimizer.learning_rate, step, plan.steps)
         old, new, sound = self._buffers[self.committed % 2], self._buffers[step % 2], True
         for block in self._blocks:
-            gradient = self._mean[block]
-            if factor != 1.0:
-                np.multiply(gradient, factor, out=gradient)
             state, new_state = list(old[1:, block]), list(new[1:, block])
-            self._optimizer.update(step, rate, old[0, block], gradient, state, new[0, block], new_state)
-            sound = sound and is_finite(new[0, block])
+            before, after = old[0, block], new[0, block]
+            self._optimizer.update(step, rate, before, self._sum[block], state, after, new_state, scale)
+            sound = sound and is_finite(after)
         if self._max_norm is not None:
             self._max_norm.apply(new[0])
         return rate, sound

@@ -1,7 +1,7 @@
 """An aggregator's side of the socket exchange: gradients in, parameters out, step after step without any call.
 
-A step is taken as over object references: the mean gradient of its blocks, in shard order; what all have reduced, told
-to all; the commit. Parameters that take nothing of the others' are sent to the workers before it, so that no worker
+A step is taken as over object references: the gradients of its blocks, summed in shard order; what all have reduced,
+told to all; the commit. Parameters that take nothing of the others' are sent to the workers before it, so that no worker
 waits until all have heard of all. What was reduced last is kept: where one aggregator has heard of all, and committed,
 and another has not when links break, the trainer has the other commit it from what all have kept
 (`worker.wiring.settle`). One may be a step ahead of another: two steps are kept.
@@ -38,7 +38,7 @@ class Reduces(Protocol):
         """The committed parameters of its share."""
 
     def reduce(self, step: int, gradients: Sequence[Array], reports: Sequence[ShardReport]) -> Reduced:
-        """The mean gradient of its share."""
+        """Sum the gradients of its share up."""
 
     def update(self, step: int) -> bool:
         """Whether it has the parameters that the step leads to ("next") before the others are heard."""

@@ -98,14 +98,15 @@ class LocalSteps:
     @np.errstate(all="ignore")
     def _step(self, number: int, rate: float, parameters: Array, gradient: Array) -> Array:
         """The parameters after local step `number`, from 0, of the round; `gradient` (P,) is used up."""
-        clip_norm = self._plan.optimizer.clip_norm
+        clip_norm, factor = self._plan.optimizer.clip_norm, 1.0
         if clip_norm is not None:
             found = norm(square_sum(gradient[block]) for block in self._blocks)
-            np.multiply(gradient, clip_factor(found, clip_norm) if math.isfinite(found) else math.nan, out=gradient)
+            factor = clip_factor(found, clip_norm) if math.isfinite(found) else math.nan
         new, old_state, state = self._parameters[number % 2], self._states[number % 2], self._states[1 - number % 2]
         for block in self._blocks:
             before, after = list(old_state[:, block]), list(state[:, block])
-            self._optimizer.update(number + 1, rate, parameters[block], gradient[block], before, new[block], after)
+            old, g = parameters[block], gradient[block]
+            self._optimizer.update(number + 1, rate, old, g, before, new[block], after, factor)
         if self._max_norm is not None:
             self._max_norm.apply(new)
         return new

@@ -76,8 +76,8 @@ class ShardReport:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What an aggregator says of its blocks of a step's mean gradient: the square sum of each. Where one is not finite,
-    `shards` has the evidence of each shard (worker.reduction.evidence)."""
+    """What an aggregator says of its blocks of a step: the square sum of each of the summed gradient. Where one is not
+    finite, `shards` has the evidence of each shard (worker.reduction.evidence)."""
 
     squares: tuple[float, ...]
     shards: tuple[tuple[bool, float], ...] = ()

@@ -15,21 +15,20 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def mean_block(parts: Sequence[Array], divisor: float, out: Array) -> float:
-    """Write the sum of the shards' `parts` (n,), a block of each gradient, divided by `divisor`, into `out`; returns
-    its square sum.
+def sum_block(parts: Sequence[Array], out: Array) -> float:
+    """Write the sum of the shards' `parts` (n,), a block of each gradient, into `out`; returns its square sum.
 
-    The square sum is not finite exactly when a number in the block is not, or is beyond the root of the dtype's range:
+    That it is to be divided by the rows' weight is left to the update (core.optimizers), which has a factor anyway. The
+    square sum is not finite exactly when a number in the block is not, or is beyond the root of the dtype's range:
     finiteness and norm cost one pass.
     """
     with np.errstate(all="ignore"):
         if len(parts) == 1:
-            np.multiply(parts[0], 1.0 / divisor, out=out)
+            np.copyto(out, parts[0])
         else:
             np.add(parts[0], parts[1], out=out)
             for part in parts[2:]:
                 np.add(out, part, out=out)
-            np.multiply(out, 1.0 / divisor, out=out)
     return square_sum(out)
 
 

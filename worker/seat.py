@@ -2,7 +2,7 @@
 
 A step has two phases, each ended by a barrier. First gradients go into the shards' slots, of shards that were dealt to
 the seat or, where there are more shards than seats, claimed one by one (worker.claims). Then each seat that reduces,
-one a core at most, takes its blocks' means over all slots in shard order, with their square sums, and applies the
+one a core at most, sums its blocks up over all slots in shard order, takes their square sums, and applies the
 optimizer, out of place, into the other buffer, a block at a time: what one has read and written is in the core's cache.
 Where the norm of all blocks has a say in the update, that is a third phase of its own.
 
@@ -29,12 +29,13 @@ from core.schedules import learning_rate
 from worker.claims import Claims, is_slow, is_worth, sure
 from worker.errors import Diverged, SeatStopped, ShardMissing
 from worker.plan import ShardReport, StepPlan
-from worker.reduction import clip_factor, culprit, evidence, is_finite, mean_block, norm
+from worker.reduction import clip_factor, culprit, evidence, is_finite, norm, square_sum, sum_block
 from worker.sampling import deal
 from worker.segment import COMMAND, FAILED, NO_STEP, PHASES, RUN, STOP, Segment, SegmentLayout
 
 Array = NDArray[Any]
 LOOK_AT_TRAINER_S = 1.0
+FAR = 1e15  # from zero: far below the range of any dtype, and of its root
 _SMOOTHING = 0.3  # of a seat's seconds a shard, from step to step
 _FORGETTING = 0.98  # a step: who is too slow to claim anything tries again some day
 _SPLITS = ("train", "validation", "test")
@@ -72,7 +73,7 @@ class _Block:
 
     number: int
     slots: list[Array]  # its part of each
-    mean: Array
+    sum: Array  # of those
     buffers: list[tuple[Array, list[Array]]]  # by the step's parity: its parameters, and its part of each state vector
 
 
@@ -104,16 +105,16 @@ class Seat:
         self._looked_at = time.monotonic()
 
     def _reduced(self, blocks: dict[int, slice]) -> list[_Block]:
-        """Cut once, not in each step. Where a block is done with before the next, one mean does for all of them."""
+        """Cut once, not in each step. Where a block is done with before the next, one sum does for all of them."""
         dtype = np.dtype(self._plan.network.dtype)
         sizes = [block.stop - block.start for block in blocks.values()]
         ends = list(accumulate(sizes)) if self._clips else sizes
-        means = np.empty(max(ends, default=0), dtype)
+        sums = np.empty(max(ends, default=0), dtype)
         return [
             _Block(
                 number,
                 [slot[block] for slot in self._slots],
-                means[end - size : end],
+                sums[end - size : end],
                 [(buffer[0, block], list(buffer[1:, block])) for buffer in self._segment.buffers],
             )
             for (number, block), size, end in zip(blocks.items(), sizes, ends, strict=True)
@@ -165,14 +166,14 @@ class Seat:
                 rows, weight, loss = self._totals(step)
                 if self._claims is not None:
                     self._prepare_claims(step, target)
-                self._reduce(step, weight or 1.0, rate)
+                self._reduce(step, rate, 1.0 / (weight or 1.0))
                 self._arrive(step, 2)
             self._await(step, 2, self._synchronous)
-            gradient_norm = norm(segment.block_squares.tolist())
+            gradient_norm = norm(segment.block_squares.tolist()) / (weight or 1.0)
             if not math.isfinite(gradient_norm):
                 raise Diverged(step, culprit([evidence(self._slots)]), "gradient")
             if self._clips:
-                self._apply(step, clip_factor(gradient_norm, plan.optimizer.clip_norm), rate)
+                self._apply(step, rate, clip_factor(gradient_norm, plan.optimizer.clip_norm) / (weight or 1.0))
                 self._arrive(step, 3)
                 self._await(step, 3, self._reducers)
             if min(segment.block_steps.tolist()) < step:
@@ -256,24 +257,40 @@ class Seat:
             raise Diverged(step, next((k for k, part in enumerate(losses) if not math.isfinite(part)), None), "loss")
         return sum(self._segment.shard_rows.tolist()), math.fsum(self._segment.shard_weights.tolist()), loss
 
-    def _reduce(self, step: int, divisor: float, rate: float) -> None:
+    def _reduce(self, step: int, rate: float, scale: float) -> None:
         squares = self._segment.block_squares
         for block in self._blocks:
-            squares[block.number] = mean_block(block.slots, divisor, block.mean)
+            squares[block.number] = sum_block(block.slots, block.sum)
             if not self._clips:
-                self._update(block, step, rate)
+                self._update(block, step, rate, scale)
 
-    def _apply(self, step: int, factor: float, rate: float) -> None:
+    def _apply(self, step: int, rate: float, scale: float) -> None:
         for block in self._blocks:
-            if factor != 1.0:
-                np.multiply(block.mean, factor, out=block.mean)
-            self._update(block, step, rate)
+            self._update(block, step, rate, scale)
 
-    def _update(self, block: _Block, step: int, rate: float) -> None:
+    def _update(self, block: _Block, step: int, rate: float, scale: float) -> None:
         (old, old_state), (new, new_state) = block.buffers[(step - 1) % 2], block.buffers[step % 2]
-        self._optimizer.update(step, rate, old, block.mean, old_state, new, new_state)
-        if is_finite(new):
+        self._optimizer.update(step, rate, old, block.sum, old_state, new, new_state, scale)
+        if self._is_finite(block, new, rate * scale):
             self._segment.block_steps[block.number] = step
+
+    def _is_finite(self, block: _Block, new: Array, factor: float) -> bool:
+        """Whether the block's `new` parameters are: without a look at them where they cannot be otherwise.
+
+        Of a plain update none has moved further than `factor` times the norm of the block's summed gradient.
+        """
+        if not self._optimizer.is_plain:
+            return is_finite(new)
+        segment, number = self._segment, block.number
+        reach = float(segment.block_reaches[number])
+        if reach:
+            reach += 2.0 * factor * math.sqrt(segment.block_squares[number])  # twice: for all that is rounded
+        if not 0.0 < reach < FAR:
+            if not is_finite(new):
+                return False
+            reach = 2.0 * math.sqrt(square_sum(new))
+        segment.block_reaches[number] = reach
+        return True
 
     def _arrive(self, step: int, phase: int) -> None:
         """Say that this seat has finished `phase` of `step`."""

@@ -7,8 +7,8 @@ with the last process that maps it, however that ended.
     command          what the seats are to do, written before the command word is raised: kind, argument, which, number
     reports          of the last REPORTS_KEPT steps: the fields of StepReport
     committed        the last committed step: written once its report is, and all that it leads to
-    blocks           for each fixed block: the last step whose parameters are written and finite, and its part of the
-                     gradient's square sum
+    blocks           for each fixed block: the last step whose parameters are written and finite, its part of the
+                     gradient's square sum, and how far from zero its parameters are at most (0: not known)
     shards           for each shard: the step its slot holds, rows, weight sum, loss sum; its evaluation's number, sums
     seats            for each seat: seconds a shard, and when it began the one it is at (worker.claims)
     slots            shards x parameters: the gradient of each shard's summed loss
@@ -62,6 +62,7 @@ class SegmentLayout:
             "committed": ("int64", (1,)),
             "block_steps": ("int64", (self.blocks,)),
             "block_squares": ("float64", (self.blocks,)),
+            "block_reaches": ("float64", (self.blocks,)),
             "shard_steps": ("int64", (self.shards,)),
             "shard_rows": ("int64", (self.shards,)),
             "shard_weights": ("float64", (self.shards,)),
@@ -104,6 +105,7 @@ class Segment:
         self.evaluated = arrays["evaluated"]
         self._committed = arrays["committed"]
         self.block_steps, self.block_squares = arrays["block_steps"], arrays["block_squares"]
+        self.block_reaches = arrays["block_reaches"]
         self.shard_steps, self.shard_rows = arrays["shard_steps"], arrays["shard_rows"]
         self.shard_weights, self.shard_losses = arrays["shard_weights"], arrays["shard_losses"]
         self.seat_seconds, self.seat_began = arrays["seat_seconds"], arrays["seat_began"]
@@ -146,6 +148,7 @@ class Segment:
     def restore(self, step: int, state: NDArray[Any], best: NDArray[Any] | None) -> None:
         """`step` is the committed one, with that `state` (1+S, P). While nobody reads."""
         self.buffers[step % 2] = state
+        self.block_reaches[...] = 0.0
         if best is not None:
             self.best[...] = best
         self._committed[0] = step

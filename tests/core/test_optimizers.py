@@ -93,6 +93,18 @@ def test_the_bits_do_not_depend_on_the_cuts(spec):
         np.testing.assert_array_equal(whole, cut)
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=identity)
+def test_a_gradient_comes_as_a_sum_and_the_factor_that_makes_it_the_mean(spec):
+    """A plain update takes the factor into its rate, the others into the gradient."""
+    rng, optimizer, found = np.random.default_rng(0), make_optimizer(spec), []
+    w, total, *state = rng.uniform(0.5, 1.0, (2 + optimizer.state_vectors, 40))
+    for gradient, scale in ((total.copy(), 1 / 96), (total / 96, 1.0)):
+        out = np.empty((1 + optimizer.state_vectors, 40))
+        optimizer.update(3, 0.1, w, gradient, state, out[0], list(out[1:]), scale)
+        found.append(out)
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
 def test_plain_sgd_may_work_in_place():
     optimizer, w, g = make_optimizer(OptimizerSpec("sgd", 0.5)), np.array([1.0, 2.0]), np.array([2.0, -2.0])
     optimizer.update(1, 0.5, w, g, (), w, ())

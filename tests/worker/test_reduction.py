@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.parameters import BLOCK, ParameterLayout
-from worker.reduction import clip_factor, culprit, evidence, is_finite, mean_block, norm, shares, span
+from worker.reduction import clip_factor, culprit, evidence, is_finite, norm, shares, span, sum_block
 
 SIZE = 2 * BLOCK + 77
 BLOCKS = ParameterLayout(("w",), ((SIZE,),)).blocks
@@ -25,13 +25,12 @@ def cut(gradients: list[np.ndarray], block: slice) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_mean_is_the_sum_in_shard_order(shards: int, dtype: str) -> None:
+def test_the_sum_is_taken_in_shard_order(shards: int, dtype: str) -> None:
     found, gradients = np.full(SIZE, np.nan, dtype), slots(shards, dtype)
-    square_sums = [mean_block(cut(gradients, block), 64.0, found[block]) for block in BLOCKS]
+    square_sums = [sum_block(cut(gradients, block), found[block]) for block in BLOCKS]
     wanted = gradients[0].copy()
     for gradient in gradients[1:]:
         wanted += gradient
-    wanted *= wanted.dtype.type(1 / 64)
     assert found.tobytes() == wanted.tobytes()
     assert norm(square_sums) == pytest.approx(np.linalg.norm(wanted.astype(np.float64)), rel=1e-5)
 
@@ -41,16 +40,16 @@ def test_another_order_of_shards_gives_other_bits() -> None:
     forth, back = np.empty(SIZE, np.float32), np.empty(SIZE, np.float32)
     gradients = slots(3)
     for block in BLOCKS:
-        mean_block(cut(gradients, block), 1.0, forth[block])
-        mean_block(cut(gradients[::-1], block), 1.0, back[block])
+        sum_block(cut(gradients, block), forth[block])
+        sum_block(cut(gradients[::-1], block), back[block])
     assert forth.tobytes() != back.tobytes()
 
 
 def test_a_block_may_be_reduced_by_anybody_at_any_time() -> None:
     one, other = np.empty(SIZE, np.float32), np.empty(SIZE, np.float32)
     gradients = slots(3)
-    in_order = [mean_block(cut(gradients, block), 5.0, one[block]) for block in BLOCKS]
-    backwards = [mean_block(cut(gradients, block), 5.0, other[block]) for block in reversed(BLOCKS)]
+    in_order = [sum_block(cut(gradients, block), one[block]) for block in BLOCKS]
+    backwards = [sum_block(cut(gradients, block), other[block]) for block in reversed(BLOCKS)]
     assert one.tobytes() == other.tobytes()
     assert in_order == backwards[::-1]
 
@@ -58,7 +57,7 @@ def test_a_block_may_be_reduced_by_anybody_at_any_time() -> None:
 def test_the_slots_are_left_alone() -> None:
     gradients = slots(2)
     before = [gradient.copy() for gradient in gradients]
-    mean_block(cut(gradients, BLOCKS[0]), 3.0, np.empty(BLOCK, np.float32))
+    sum_block(cut(gradients, BLOCKS[0]), np.empty(BLOCK, np.float32))
     assert all(gradient.tobytes() == old.tobytes() for gradient, old in zip(gradients, before, strict=True))
 
 
@@ -67,7 +66,7 @@ def test_the_slots_are_left_alone() -> None:
 def test_one_number_that_is_none_shows_in_the_square_sum(bad: float, shards: int) -> None:
     gradients = slots(shards)
     gradients[-1][BLOCK + 5] = bad
-    found = [mean_block(cut(gradients, block), 2.0, np.empty(block.stop - block.start, np.float32)) for block in BLOCKS]
+    found = [sum_block(cut(gradients, block), np.empty(block.stop - block.start, np.float32)) for block in BLOCKS]
     assert [math.isfinite(square_sum) for square_sum in found] == [True, False, True]
     assert not math.isfinite(norm(found))
 

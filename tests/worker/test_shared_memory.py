@@ -20,7 +20,7 @@ import pytest
 from benchmarks.processes import Processes, SlowedWorker
 from core.optimizers import OptimizerSpec
 from core.parameters import weights_sha256
-from worker import futex, segment, shared_memory
+from worker import futex, seat, segment, shared_memory
 from worker.claims import Claims
 from worker.crew import Crew
 from worker.errors import Diverged, ShardMissing, TooManyFailures
@@ -325,6 +325,24 @@ def test_divergence_is_the_same_for_all_and_commits_nothing(
     assert str(found.value) == str(expected.value)
     assert (found.value.step, found.value.shard) == (expected.value.step, expected.value.shard)
     assert np.isfinite(bench.exchange.parameters()).all()
+
+
+@pytest.mark.parametrize("far", [seat.FAR, 0.0])
+def test_of_plain_updates_it_is_known_that_they_are_finite_as_long_as_they_are_near(
+    open_bench: type[Bench], plan: StepPlan, monkeypatch: pytest.MonkeyPatch, far: float
+) -> None:
+    """What looks at them says that they are not, from the second step on."""
+    plan = replace(plan, optimizer=OptimizerSpec("sgd", 0.05))
+    wanted, blocks, looks = oracle(plan)[:2], shared_memory.segment_layout(plan, 1).blocks, list[int]()
+    monkeypatch.setattr(seat, "FAR", far)
+    monkeypatch.setattr(seat, "is_finite", lambda values: looks.append(1) or len(looks) <= blocks)
+    bench = open_bench(plan, 1)
+    if far:
+        reports = bench.exchange.run_steps(STEPS)
+        assert (weights_sha256(bench.exchange.parameters()), reports) == wanted
+    else:
+        with pytest.raises(Diverged, match="step 2: the weight vector"):
+            bench.exchange.run_steps(STEPS)
 
 
 class DiesAtACommit(GradientWorker):
