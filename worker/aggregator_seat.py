@@ -1,9 +1,9 @@
 """An aggregator's side of the socket exchange: gradients in, parameters out, step after step without any call.
 
 A step is taken as over object references: the gradients of its blocks, summed in shard order; what all have reduced,
-told to all; the commit. Parameters that take nothing of the others' are sent to the workers before it, so that no worker
-waits until all have heard of all. What was reduced last is kept: where one aggregator has heard of all, and committed,
-and another has not when links break, the trainer has the other commit it from what all have kept
+told to all; the commit. Parameters that take nothing of the others' are sent to the workers before it, so that no
+worker waits until all have heard of all. What was reduced last is kept: where one aggregator has heard of all, and
+committed, and another has not when links break, the trainer has the other commit it from what all have kept
 (`worker.wiring.settle`). One may be a step ahead of another: two steps are kept.
 """
 
