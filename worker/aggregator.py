@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from core.max_norm import MaxNorm
 from core.network import initial_parameters, network_graph, parameter_layout
@@ -20,7 +19,7 @@ from core.optimizers import make_optimizer
 from core.schedules import learning_rate
 from worker.aggregator_seat import AggregatorSeat
 from worker.errors import Diverged, StepRefused
-from worker.numerics import fingerprint
+from worker.numerics import fingerprint, limit_threads
 from worker.plan import Reduced, ShardReport, StepPlan, StepReport
 from worker.reduction import clip_factor, culprit, evidence, is_finite, norm, shares, span, sum_block
 from worker.wiring import Place, Standing, Stretch, Wiring
@@ -49,7 +48,7 @@ class ParameterAggregator:
 
         Of several, where the plan limits no unit's norm: that goes across blocks.
         """
-        threadpool_limits(plan.threads_per_worker, user_api="blas")
+        limit_threads(plan.threads_per_worker)
         self._plan, self._optimizer = plan, make_optimizer(plan.optimizer)
         layout, limit = parameter_layout(network_graph(plan.network)), plan.optimizer.max_norm
         blocks = shares(layout.blocks, of)[number]

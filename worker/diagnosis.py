@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from worker.gradient_worker import GradientWorker
+from worker.numerics import limit_threads
 from worker.plan import StepPlan
 
 LOOKS = 50  # at most, in a job
@@ -31,7 +31,7 @@ class Observer:
     """
 
     def __init__(self, plan: StepPlan) -> None:
-        self._limits = threadpool_limits(plan.threads_per_worker, user_api="blas")
+        self._limits = limit_threads(plan.threads_per_worker)
         self._worker = GradientWorker()
         self._worker.attach(plan)
 

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from core.metrics import zero_sums
 from worker.aggregator import ParameterAggregator
 from worker.gradient_worker import GradientWorker
+from worker.numerics import limit_threads
 from worker.plan import StepPlan, StepReport, TrainerEvent
 
 Array = NDArray[Any]
@@ -84,7 +84,7 @@ class InProcessExchange:
     failures = 0
 
     def __init__(self, plan: StepPlan, seed: int) -> None:
-        self._limits = threadpool_limits(plan.threads_per_worker, user_api="blas")
+        self._limits = limit_threads(plan.threads_per_worker)
         self._plan, self._worker, self._aggregator = plan, GradientWorker(), ParameterAggregator()
         self.numerics = self._worker.attach(plan).numerics
         initial = self._aggregator.begin(plan, seed)

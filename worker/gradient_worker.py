@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from core.class_weights import fold
 from core.diagnostics import series, update_ratios
@@ -18,7 +17,7 @@ from core.schedules import learning_rate
 from worker.fetched import prepared_here
 from worker.gradient_seat import GradientSeat
 from worker.local_steps import LocalSteps
-from worker.numerics import fingerprint, machine, small_product
+from worker.numerics import fingerprint, limit_threads, machine, small_product
 from worker.plan import Attached, ShardReport, StepPlan
 from worker.reduction import shares, span
 from worker.sampling import evaluation_part, share
@@ -52,7 +51,7 @@ class GradientWorker:
 
         The BLAS of the whole process is held to `plan.threads_per_worker` threads from now on: the bits depend on it.
         """
-        threadpool_limits(plan.threads_per_worker, user_api="blas")
+        limit_threads(plan.threads_per_worker)
         if self._seat is not None:
             self._seat.close()
         dtype = np.dtype(plan.network.dtype)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import OpenBLASController, threadpool_info, threadpool_limits
 
 Array = NDArray[Any]
 # OpenBLAS's kernels, by name, that multiply small matrices without packing them; and up to how many multiplications
@@ -33,13 +33,23 @@ def small_product(threads: int) -> int:
     return _SMALL_PRODUCT if threads == 1 and _numpys_blas().get("architecture") in _SMALL_KERNELS else 0
 
 
+def limit_threads(threads: int) -> threadpool_limits:
+    """Hold the BLAS of this process to so many threads; as a context, until its end.
+
+    The bits depend on it, and threadpoolctl obeys one thread alone, the first that ever asked, for as long as it lives:
+    here one job comes after the other, each with threads of its own, and a forked process has its parent's.
+    """
+    OpenBLASController.clear_controlling_thread(force=True)
+    return threadpool_limits(threads, user_api="blas")
+
+
 @cache
 def fingerprint() -> str:
     """`numpy-<version>/<blas>-<version>-<kernel>/<16 hex digits>`, of this process."""
     blas = _numpys_blas()
     kernel = f"{blas.get('internal_api')}-{blas.get('version')}-{blas.get('architecture')}"
     # With one thread, whatever the process's job has: the threads are part of the plan, not of the build.
-    with threadpool_limits(1, user_api="blas"):
+    with limit_threads(1):
         return f"numpy-{np.__version__}/{kernel}/{_digest()}"
 
 

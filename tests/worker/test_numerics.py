@@ -1,8 +1,10 @@
 """The fingerprint of the build: the same for every process of it, whatever that process has done before."""
 
+import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from worker import numerics
 
-from ..kernels import LEVELS, another_kernel, fingerprint_with, kernel, needs_avx2
+from ..kernels import LEVELS, VARIABLES, another_kernel, fingerprint_with, kernel, needs_avx2
 
 SHOW = """
 import sys
@@ -50,6 +52,21 @@ def blas_threads() -> set[int]:
     return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
 
 
+def test_any_thread_may_hold_blas_to_its_threads_though_another_has_before() -> None:
+    """A trainer has a thread for each job, and a forked process its parent's."""
+    found = []
+
+    def limit() -> None:
+        numerics.limit_threads(1)
+        found.append(blas_threads())
+
+    with numerics.limit_threads(2):
+        thread = threading.Thread(target=limit)
+        thread.start()
+        thread.join()
+        assert found == [{1}]
+
+
 def test_it_is_taken_with_one_thread_and_leaves_the_process_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, original = [], np.exp
     monkeypatch.setattr(np, "exp", lambda values: seen.append(blas_threads()) or original(values))
@@ -78,7 +95,9 @@ def test_blas_is_held_to_the_kernel_that_is_pinned() -> None:
     default, other = fingerprint_with(), another_kernel()
     found = [fingerprint_with(OPENBLAS_CORETYPE=other) for _ in range(2)]
     assert found[0] == found[1]
-    assert (kernel(default), kernel(found[0])) == (kernel(numerics.fingerprint()), other)
+    assert kernel(found[0]) == other
+    here = {name: os.environ[name] for name in VARIABLES if name in os.environ}  # this process may be pinned itself
+    assert fingerprint_with(**here) == numerics.fingerprint()
     assert found[0].split("/")[2] != default.split("/")[2]  # not only by name
     assert kernel(fingerprint_with(OPENBLAS_CORETYPE="Haswell")) == "Haswell"
 
