@@ -5,8 +5,8 @@ Usage: python -m benchmarks exchange
 784-256-128-10 in float32, plain SGD, two workers with one shard and one BLAS thread each. A worker's gradient is a
 vector that it has ready and writes into its slot, so that the slot lies in its own core's cache, as after a backward
 pass. The exchange is what follows: from the moment at which both slots are written until both workers begin the next
-step with the new parameters. That is two barriers, the mean over the slots with its square sum, the norm, the update
-out of place and the search for what is not finite.
+step with the new parameters. That is two barriers, the sum over the slots with its square sum, the norm, and the update
+out of place.
 
 Of all this no exchange can do without the two gradients, which somebody has to read, and the new parameters, which
 somebody has to write: three vectors of 0.94 MB. Beside it, two processes copy just these, side by side: each its blocks

@@ -113,7 +113,7 @@ class ParameterAggregator:
         """Commit `step`, from the shards' gradients (P,) and reports, both in shard order.
 
         Raises StepRefused unless `step` follows the committed one; Diverged, with nothing committed, when a loss, the
-        mean gradient or a new parameter is not finite.
+        summed gradient or a new parameter is not finite.
         """
         return self.commit(step, [self.reduce(step, gradients, reports)], reports)
 

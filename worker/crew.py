@@ -21,6 +21,7 @@ GATHER_S = 10.0  # a job begins without those that have not attached by then, if
 JOIN_S = 60.0  # a recruit that has not attached by then is asked whether it lives, and replaced where it does not
 AGAIN_S = 1.0  # where no worker was to be had, so long until the next try
 RARELY = 20  # ... or so many times what it took: where somebody who is asked is silent, steps would wait for each try
+LATE_ASKS = 30  # so often, one JOIN_S after the other: who lives and has not attached by then never will
 LOOK_S = 0.2  # who waits for workers asks so often whether to go on
 
 
@@ -31,6 +32,7 @@ class _Joining:
     worker: Remote
     call: Reference
     since: float
+    asks: int = 0  # whether it lives
 
 
 class Crew:
@@ -157,23 +159,25 @@ class Crew:
     def _ask_late(self) -> None:
         """Who takes a large dataset in is waited for: another one would begin with that anew."""
         began = self._clock()
-        late = [each for each in self._joining if began - each.since > JOIN_S]
+        is_ready = self._transport.is_ready
+        late = [each for each in self._joining if began - each.since > JOIN_S and not is_ready(each.call)]
         if not late:
             return
         alive = self._transport.alive([each.worker for each in late])
         for each in late:
             self._joining.remove(each)
             data = {"worker": each.worker.name}
-            if each.worker.name in alive:
-                self._joining.append(replace(each, since=self._clock()))
+            if each.worker.name in alive and each.asks < LATE_ASKS:
+                self._joining.append(replace(each, since=self._clock(), asks=each.asks + 1))
                 message = f"{each.worker.name} is not ready after {JOIN_S:g} s more; it lives, and is waited for"
                 self._say("log", "info", message, data)
             else:
                 self._transport.dismiss(each.worker)
-                message = f"{each.worker.name} did not come up within {JOIN_S:g} s; another one is sought"
+                waited_s = JOIN_S * (each.asks + 1)
+                message = f"{each.worker.name} did not come up within {waited_s:g} s; another one is sought"
                 self._say("fault", "warning", message, data)
         if len(alive) < len(late):
-            self._try_again_later(began)
+            self._try_again_later(began)  # who is silent has cost steps their time
 
     def _try_again_later(self, began: float) -> None:
         """Look for workers again after a look that has lasted since `began`."""

@@ -97,8 +97,8 @@ def _fetch(entry: Path, sha256: str, read: Read) -> None:
         raise DatasetError(str(entry), "the trainer's arrays are other ones than the job's")
     files = {Path(name).name: about for name, about in json.loads(manifest)["files"].items()}
     partial = entry.with_name(f".{sha256}")
-    partial.mkdir(exist_ok=True)
     _make_room(partial, sum(size for size, _ in files.values()))
+    partial.mkdir(exist_ok=True)
     for name, (_, wanted) in files.items():
         _fetch_file(partial / name, wanted, read)
     with (partial / MANIFEST).open("wb") as file:
@@ -142,7 +142,9 @@ def _make_room(partial: Path, size: int) -> None:
         with suppress(FileNotFoundError):  # somebody else has just made room of it
             if entry.is_dir():
                 used[entry], sizes[entry] = entry.stat().st_mtime, sum(path.stat().st_size for path in entry.iterdir())
-    missing = size - sizes.pop(partial)
+    missing, free = size - sizes.pop(partial, 0), shutil.disk_usage(cache).free
+    if missing > free + sum(sizes.values()):
+        raise DatasetError(str(cache), f"{missing:,} bytes of the dataset are still to come; its disk has {free:,}")
     for entry in sorted(sizes, key=lambda entry: used[entry]):
         if sum(sizes.values()) + size <= bound and missing <= shutil.disk_usage(cache).free:
             return
@@ -152,5 +154,3 @@ def _make_room(partial: Path, size: int) -> None:
                 del sizes[entry]
         except BlockingIOError:
             continue
-    if missing > (free := shutil.disk_usage(cache).free):
-        raise DatasetError(str(cache), f"{missing:,} bytes of the dataset are still to come; its disk has {free:,}")

@@ -65,7 +65,9 @@ class GradientWorker:
         features, targets, weights = self._arrays["train"]
         if prepared.class_weights is not None:
             weights = fold(prepared.class_weights, targets, weights)
-            self._arrays["train"] = features, targets, weights
+        if weights is not None:
+            weights = in_range(weights)
+        self._arrays["train"] = features, targets, weights
         target_dtype = targets.dtype if targets.dtype.kind == "i" else dtype
         self._features = np.empty((rows, *features.shape[1:]), dtype)
         self._targets = np.empty((rows, *targets.shape[1:]), target_dtype)
@@ -206,6 +208,15 @@ class GradientWorker:
         sampling = self._plan.sampling
         size = max(share(sampling.batch_size, sampling.shards, shard), 1)
         return sampling.minibatches_before(step), [rows[k : k + size] for k in range(0, len(rows), size)]
+
+
+def in_range(weights: Array) -> Array:
+    """Rows' weights (n,), whose ratios alone count, in a unit in which gradients' square sums are in the dtype's range.
+
+    Another one, by a power of two, where the largest is beyond 2^20 or below its inverse: nanoseconds, say.
+    """
+    exponent = int(np.frexp(weights.max(initial=0.0))[1])
+    return weights if abs(exponent) <= 20 else np.ldexp(weights, -exponent)
 
 
 def _whole(parts: tuple[Array, ...]) -> Array:

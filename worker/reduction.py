@@ -63,7 +63,7 @@ def evidence(gradients: Iterable[Array]) -> tuple[tuple[bool, float], ...]:
 
 
 def culprit(parts: Sequence[Sequence[tuple[bool, float]]]) -> int | None:
-    """The shard that is to blame for a mean gradient whose norm is not finite, by the evidence of each part of it.
+    """The shard that is to blame for a summed gradient whose norm is not finite, by the evidence of each part of it.
 
     The first whose gradient holds what is not finite, or else whose square sum is beyond the dtype's range; None where
     the gradients are too large only together.

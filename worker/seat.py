@@ -277,7 +277,8 @@ class Seat:
     def _is_finite(self, block: _Block, new: Array, factor: float) -> bool:
         """Whether the block's `new` parameters are: without a look at them where they cannot be otherwise.
 
-        Of a plain update none has moved further than `factor` times the norm of the block's summed gradient.
+        Of a plain update none has moved further than `factor` times the norm of the block's summed gradient. Squares
+        too small for the dtype are no part of that: where `factor` is so large that they could matter, all are looked at.
         """
         if not self._optimizer.is_plain:
             return is_finite(new)
@@ -285,7 +286,7 @@ class Seat:
         reach = float(segment.block_reaches[number])
         if reach:
             reach += 2.0 * factor * math.sqrt(segment.block_squares[number])  # twice: for all that is rounded
-        if not 0.0 < reach < FAR:
+        if not (0.0 < reach < FAR and factor < FAR):
             if not is_finite(new):
                 return False
             reach = 2.0 * math.sqrt(square_sum(new))

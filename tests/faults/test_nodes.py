@@ -117,13 +117,12 @@ def one_loss(running: Watched, nodes: RayNodes, job_id: str, draw: random.Random
     step, began = running.step(job), time.monotonic()
     node = kill_one(running, nodes, draw)
     running.job(job_id, lambda job: len(running.faults(job_id)) > told or running.ended(job), PATIENCE_S)
-    if len(running.faults(job_id)) == told:
-        return None
+    is_told = len(running.faults(job_id)) > told
     running.job(job_id, lambda job: running.step(job) > step or running.ended(job), PATIENCE_S)
     took = time.monotonic() - began
     if node is not None:
         nodes.restart(node)
-    return "worker" if node is None else "node", step, took
+    return ("worker" if node is None else "node", step, took) if is_told else None
 
 
 def test_killed_nodes_and_workers_cost_no_bit_and_no_step(

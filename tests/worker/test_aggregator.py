@@ -131,7 +131,7 @@ def diverging(what: str) -> tuple[list[np.ndarray], list[ShardReport]]:
         gradients[2][7] = 3e38  # finite, but its square is not
     else:
         for gradient in gradients:
-            gradient[7] = 1.2e19  # each has a norm, the mean has not
+            gradient[7] = 1.2e19  # each has a norm, the sum has not
         parts = reports(3, weights=(0.5, 0.25, 0.25))
     return gradients, parts
 

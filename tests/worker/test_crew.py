@@ -9,7 +9,7 @@ import pytest
 
 from core.parameters import weights_sha256
 from worker.aggregator import ParameterAggregator
-from worker.crew import AGAIN_S, GATHER_S, JOIN_S, Crew
+from worker.crew import AGAIN_S, GATHER_S, JOIN_S, LATE_ASKS, Crew
 from worker.errors import Cancelled, RemoteLost
 from worker.gradient_worker import GradientWorker
 from worker.plan import Attached, StepPlan, TrainerEvent
@@ -261,8 +261,27 @@ def test_a_recruit_that_takes_long_is_waited_for(site: Any, plan: StepPlan) -> N
     assert [event.level for event in place.events] == ["info", "info"]
     assert "recruit0 is not ready after 60 s more" in place.events[0].message
     place.readiness = lambda reference: True
+    place.now += JOIN_S + 1
+    place.crew.call_up()
+    assert len(place.events) == 2, "it is ready, and only waits to be let in"
     place.crew.admit(wait=False)
     assert [worker.name for worker in place.crew.members] == ["w0", "recruit0"]
+
+
+def test_a_recruit_that_lives_and_never_comes_up_is_given_up_some_day(site: Any, plan: StepPlan) -> None:
+    place = Place(site, plan, 1)
+    place.crew.admit(wait=True)
+    place.readiness = lambda reference: False
+    place.crew.scale(2)
+    place.crew.call_up()
+    for _ in range(LATE_ASKS):
+        place.now += JOIN_S + 1
+        place.crew.call_up()
+    assert place.transport.dismissed == []
+    place.now += JOIN_S + 1
+    place.crew.call_up()
+    assert place.transport.dismissed == ["recruit0"]
+    assert "recruit0 did not come up within 1860 s" in place.events[-1].message
     assert place.crew.failures == 0
 
 

@@ -222,7 +222,7 @@ def test_what_the_disk_has_no_room_for_is_refused_before_it_is_fetched(
     """But for what is there of it already."""
     usage, manifest = shutil.disk_usage("/"), (there.folder / MANIFEST).stat().st_size
     size = size_of(there) - manifest
-    free = iter([size - 1, size, size - 1])
+    free = iter([size - 1, size, size - 1])  # each time it is asked
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=next(free)))
     with pytest.raises(
         DatasetError, match=f"{size:,} bytes of the dataset are still to come; its disk has {size - 1:,}"

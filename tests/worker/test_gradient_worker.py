@@ -12,7 +12,7 @@ from core.metrics import metrics
 from core.network import Network, initial_parameters
 from worker.dataset import PreparedDataset
 from worker.gradient_seat import GradientSeat
-from worker.gradient_worker import GradientWorker
+from worker.gradient_worker import GradientWorker, in_range
 from worker.numerics import fingerprint, machine
 from worker.plan import Attached, StepPlan
 
@@ -186,3 +186,18 @@ def test_a_worker_is_one_holders_until_it_detaches() -> None:
     worker.detach()
     assert worker.hold("b")
     assert not GradientWorker("a").hold("b")
+
+
+@pytest.mark.parametrize("unit", [1.7e18, 1e-22])
+def test_weights_in_any_unit_weigh_alike(unit: float) -> None:
+    """In one in which squares of gradients are numbers; as they are, where they are."""
+    weights = np.array([0.25, 1.0, 0.5, 0.0], np.float32)
+    assert in_range(weights) is weights
+    found = in_range(np.float32(unit) * weights)
+    assert 0.5 <= found.max() < 1.0
+    assert found.dtype == weights.dtype
+    np.testing.assert_array_equal(found / found[1], weights)
+
+
+def test_no_weight_at_all_is_in_range() -> None:
+    assert in_range(np.zeros(3)).tolist() == [0.0, 0.0, 0.0]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from multiprocessing.synchronize import Semaphore
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -343,6 +344,17 @@ def test_of_plain_updates_it_is_known_that_they_are_finite_as_long_as_they_are_n
     else:
         with pytest.raises(Diverged, match="step 2: the weight vector"):
             bench.exchange.run_steps(STEPS)
+
+
+@pytest.mark.parametrize(("factor", "is_looked_at"), [(1e3, False), (1e39, True)])
+def test_parameters_are_looked_at_where_the_squares_could_hide_what_the_factor_makes_of_them(
+    factor: float, is_looked_at: bool
+) -> None:
+    held: Any = object.__new__(seat.Seat)
+    held._optimizer = SimpleNamespace(is_plain=True)
+    held._segment = SimpleNamespace(block_reaches=np.array([1.0]), block_squares=np.array([0.0]))
+    block: Any = SimpleNamespace(number=0)
+    assert held._is_finite(block, np.array([np.inf], np.float32), factor) is not is_looked_at
 
 
 class DiesAtACommit(GradientWorker):
