@@ -278,7 +278,7 @@ class Seat:
         """Whether the block's `new` parameters are: without a look at them where they cannot be otherwise.
 
         Of a plain update none has moved further than `factor` times the norm of the block's summed gradient. Squares
-        too small for the dtype are no part of that: all are looked at where `factor` is so large that they could matter.
+        too small for the dtype are no part of it: all are looked at where `factor` is so large that they could matter.
         """
         if not self._optimizer.is_plain:
             return is_finite(new)
