@@ -268,14 +268,10 @@ class Pool:
                 self._actors.kill(name)
 
     def _take(self, kind: str, node: str, holder: str = NOBODY) -> str:
-        idle, young = self._idle[kind], self._young()
+        idle = self._idle[kind]
         while here := [name for name in idle if node_of(name) == node]:
             idle.remove(name := here[-1])
-            if kind == WORKER:
-                is_there = self._actors.hold(name, holder)
-            else:  # one that may be starting yet is waited for by who calls it
-                is_there = name in young or bool(self._actors.answering([name]))
-            if is_there:
+            if self._actors.hold(name, holder) if kind == WORKER else self._actors.answering([name]):
                 return name
             self._ask_all(node)
         return self._make(kind, node, holder)
@@ -283,14 +279,11 @@ class Pool:
     def _ask_all(self, node: str) -> None:
         """Forget who of those that wait on `node` does not answer, all asked at once: one was not to be had, and a node
         that is cut off has many. Those that may be starting yet are left alone."""
-        young = self._young()
+        young = {name for name, at in self._made_at.items() if self._clock() - at < YOUNG_S}
         there = [name for idle in self._idle.values() for name in idle if node_of(name) == node and name not in young]
         silent = set(there) - self._actors.answering(there)
         for idle in self._idle.values():
             idle[:] = [name for name in idle if name not in silent]
-
-    def _young(self) -> set[str]:
-        return {name for name, at in self._made_at.items() if self._clock() - at < YOUNG_S}
 
     def _make(self, kind: str, node: str, holder: str = NOBODY) -> str:
         """A new actor; "" where it would be a worker without a slot."""

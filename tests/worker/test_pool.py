@@ -239,19 +239,6 @@ def test_once_one_is_silent_the_others_that_wait_on_its_node_are_asked_all_at_on
     assert sorted(map(node_of, crew.workers)) == ["a", "b"]
 
 
-@pytest.mark.parametrize("age", [YOUNG_S, YOUNG_S - 1], ids=["up", "may be starting"])
-def test_a_trainer_that_may_be_starting_yet_is_taken_unasked(age: float) -> None:
-    """Asked too soon it would be killed, and the next one would start no sooner."""
-    names, now = Names(), [0.0]
-    pool = Pool(names, clock=lambda: now[0])
-    pool.warm(1, 1)
-    waits = {name for name in names.names() if kind_of(name) != WORKER}
-    now[0] = age
-    crew = pool.take(1)
-    assert {crew.trainer, *crew.aggregators} == waits
-    assert any(waits & asked for asked in names.asked) == (age == YOUNG_S)
-
-
 def test_where_all_slots_are_taken_no_trainer_waits_elsewhere() -> None:
     """The first node has none, and its disk is not for jobs."""
     names = Names(Node("a", 2, 0), Node("b", 2, 2, has_home=True))
