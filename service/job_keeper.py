@@ -8,6 +8,7 @@ first write stays.
 """
 
 import logging
+import math
 import time
 import uuid
 from collections import Counter
@@ -75,6 +76,7 @@ class JobKeeper:
         self.held: dict[str, Held] = {}
         self.waiting: set[str] = set()  # ours, without a trainer: to be started as soon as there are slots
         self.losses: Counter[str] = Counter()
+        self._start_at: dict[str, float] = {}  # jobs that have lost trainers: not before
         self._queue = Queue(store, cluster, settings, clock)
         self._shortage: str | None = None  # of room on the disks, as this turn has seen it
         self._told_of_room = False  # the jobs that wait for it
@@ -206,6 +208,8 @@ class JobKeeper:
             self._ask(job, held)
 
     def _start(self, job: JobRecord) -> None:
+        if self._clock() < self._start_at.get(job.id, -math.inf):
+            return
         epoch, slots = job.lease_epoch, self._queue.slots()
         wanted, shards = workers_wanted(job), job.spec["distribution"]["shards"]
         workers = reconcile.workers_for(wanted, shards, slots)
@@ -283,6 +287,7 @@ class JobKeeper:
         if not reconcile.after_lost_trainer(losses):
             message = f"the trainer was lost {losses} times"
             error = {"code": "worker_failures", "message": message, "failures": losses}
+        self._start_at[job.id] = self._clock() + reconcile.pause_after_lost_trainer(losses)
         self.waiting.discard(job.id)
         reason = f"{why}; the job is started again"
         self._happened(job, TrainerLost(self._wall_clock(), job.lease_epoch, reason, error))

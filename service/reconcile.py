@@ -130,6 +130,13 @@ def after_lost_trainer(losses: int) -> bool:
     return losses <= LOST_TRAINERS_ALLOWED
 
 
+def pause_after_lost_trainer(losses: int) -> float:
+    """Seconds until the job is started again after its trainer was lost for the `losses`-th time: at once, then later
+    and later, 30 s over all that are allowed. Ray may take 20 to notice that a node is gone, and has it used till then.
+    """
+    return 0.0 if losses <= 1 else 2.0 ** (losses - 1)
+
+
 def deploy_decision(policy: str, candidate: Deployable, deployed: Deployable | None) -> Decision:
     """The job's deploy policy: never, always or if_better, against the version that is deployed now."""
     if policy == "never":

@@ -19,6 +19,7 @@ from service.reconcile import (
     demand,
     deploy_decision,
     may_claim,
+    pause_after_lost_trainer,
     workers_for,
 )
 
@@ -113,6 +114,8 @@ def test_nobody_starves(queue: list[tuple[int | str, float]], size: int, taken: 
 
 def test_a_job_that_kills_its_trainers_ends() -> None:
     assert [after_lost_trainer(n) for n in (1, LOST_TRAINERS_ALLOWED, LOST_TRAINERS_ALLOWED + 1)] == [True, True, False]
+    pauses = [pause_after_lost_trainer(n + 1) for n in range(LOST_TRAINERS_ALLOWED)]
+    assert (pauses[0], sum(pauses)) == (0.0, 30.0)
 
 
 OLD = Deployable(1, "classification", "ab", {"validation": 0.2, "seed": 0}, {"validation_accuracy": 0.9})
