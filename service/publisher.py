@@ -27,6 +27,7 @@ from service.tracked import (
     RunReference,
     TrackedPoint,
     TrackingDown,
+    TrackingError,
     TrackingRefused,
 )
 
@@ -100,10 +101,7 @@ class Publisher(threading.Thread):
                 self._aliases(mlflow)
                 self._aliases_at = time.monotonic()
             self._is("up")
-        except (
-            TrackingDown,
-            TrackingRefused,
-        ) as error:  # it is away, or takes nothing of us at all: a key, a host name
+        except TrackingError as error:  # it is away, or takes nothing of us at all: a key, a host name
             self._outages += 1
             self._is("down", str(error))
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.part.since))

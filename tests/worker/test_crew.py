@@ -124,12 +124,18 @@ def test_a_lost_worker_is_replaced_up_to_what_is_wanted_now(site: Any, plan: Ste
     assert (exchange.workers, exchange.failures, len(place.transport.recruits)) == (2, 1, 1)
 
 
-def test_who_is_on_the_way_is_sent_back_when_fewer_are_wanted(site: Any, plan: StepPlan) -> None:
+def recruiting(site: Any, plan: StepPlan, wanted: int) -> Place:
+    """One takes part, and the rest of those that are wanted are not ready."""
     place = Place(site, plan, 1)
     place.crew.admit(wait=True)
     place.readiness = lambda reference: False
-    place.crew.scale(3)
+    place.crew.scale(wanted)
     place.crew.call_up()
+    return place
+
+
+def test_who_is_on_the_way_is_sent_back_when_fewer_are_wanted(site: Any, plan: StepPlan) -> None:
+    place = recruiting(site, plan, 3)
     place.crew.scale(1)
     assert (place.transport.dismissed, place.names) == (["recruit1", "recruit0"], ["w0"])
     place.crew.call_up()
@@ -232,11 +238,7 @@ def test_where_nobody_else_is_there_it_ends_the_job_with_its_reason(site: Any, p
 
 
 def test_a_recruit_that_does_not_come_up_is_given_up(site: Any, plan: StepPlan) -> None:
-    place = Place(site, plan, 1)
-    place.crew.admit(wait=True)
-    place.readiness = lambda reference: False
-    place.crew.scale(2)
-    place.crew.call_up()
+    place = recruiting(site, plan, 2)
     place.transport.recruits[0].alive = False
     place.now += JOIN_S + 1
     place.crew.call_up()
@@ -246,15 +248,13 @@ def test_a_recruit_that_does_not_come_up_is_given_up(site: Any, plan: StepPlan) 
     assert [remote.name for remote in place.transport.recruits] == ["recruit0", "recruit1"]
     (event,) = place.events
     assert "recruit0 did not come up within 60 s" in event.message
+    assert place.crew.failures == 0
 
 
 def test_a_recruit_that_takes_long_is_waited_for(site: Any, plan: StepPlan) -> None:
     """It fetches a large dataset, or finds out whether what its node has kept is whole."""
-    place = Place(site, plan, 1)
-    place.crew.admit(wait=True)
-    place.readiness = lambda reference: False
-    place.crew.scale(2)
-    for _ in range(3):
+    place = recruiting(site, plan, 2)
+    for _ in range(2):
         place.now += JOIN_S + 1
         place.crew.call_up()
     assert (place.transport.dismissed, len(place.transport.recruits)) == ([], 1)
@@ -269,11 +269,7 @@ def test_a_recruit_that_takes_long_is_waited_for(site: Any, plan: StepPlan) -> N
 
 
 def test_a_recruit_that_lives_and_never_comes_up_is_given_up_some_day(site: Any, plan: StepPlan) -> None:
-    place = Place(site, plan, 1)
-    place.crew.admit(wait=True)
-    place.readiness = lambda reference: False
-    place.crew.scale(2)
-    place.crew.call_up()
+    place = recruiting(site, plan, 2)
     for _ in range(LATE_ASKS):
         place.now += JOIN_S + 1
         place.crew.call_up()
