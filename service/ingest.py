@@ -22,6 +22,18 @@ REFUSED = 3  # exit status of the subprocess that has written an IngestError to 
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
 _GIB = 2**30
 
+# What Python, C++, the loader and Arrow print, in lower case, where there is no memory, or none for a thread's stack.
+_MEMORY_SIGNS = (
+    "memoryerror",
+    "bad_alloc",
+    "cannot allocate",
+    "memory allocation",
+    "out of memory",
+    "failed to map",
+    "start new thread",
+    "resource temporarily unavailable",
+)
+
 
 class IngestError(Exception):
     """The file cannot become a dataset. `message` says what is wrong and where, `hint` what would mend it.
@@ -129,8 +141,7 @@ def _died(status: int, errors: str, limits: IngestLimits) -> IngestError:
     """What the subprocess's end means, where it could not say so itself."""
     if status == -signal.SIGXCPU:
         return _too_large(f"reading the file took more than {limits.cpu_seconds} s of processor time")
-    memory = ("MemoryError", "bad_alloc", "Cannot allocate", "Memory allocation", "failed to map", "start new thread")
-    if status == -signal.SIGKILL or any(sign in errors for sign in memory):
+    if status == -signal.SIGKILL or any(sign in errors.lower() for sign in _MEMORY_SIGNS):
         return out_of_memory(limits)
     tail = errors.strip().splitlines()[-1:] or ["no message"]
     return IngestError("internal", f"reading the file failed unexpectedly (exit status {status}: {tail[0]})")

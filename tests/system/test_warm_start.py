@@ -129,7 +129,7 @@ def test_a_killed_trainer_changes_nothing(running: Any, source: dict[str, Any], 
     """Soon after it began, and after a checkpoint of its own, which goes before the source's weights."""
     changes: dict[str, Any] = {"training": LONG}
     if objects:  # that norm goes across blocks: parameters and state are those of an aggregator
-        changes = {"training": {**LONG, "epochs": 50}, "optimizer": {"name": "adam", "max_norm": 3.0}}
+        changes = {"training": {**LONG, "epochs": 300}, "optimizer": {"name": "adam", "max_norm": 3.0}}
     start = {"job": source["id"]}
     wanted = sha256(running, warm(running, start, workers=1, **changes))
     job_id = warm(running, start, workers=3, **changes)
