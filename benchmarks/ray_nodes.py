@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +22,7 @@ from benchmarks.hosts import Host
 from service import launcher
 from service.child import Child
 from service.embedded import Command, ray_environment
-from service.ports import free_port, listens
+from service.ports import free_port, held, listens
 
 START_S = 120.0
 OBJECT_STORE_BYTES = 128 * 1024**2
@@ -82,7 +82,9 @@ class RayNodes:
         del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
         self._slots, self.environment, self._folder, self._hosts = slots, environment, folder, hosts
         self._of_nodes, self._own_cores, self._at_first = of_nodes or {}, own_cores, at_first or len(slots)
-        self.address = f"{self.ip(0)}:{free_port(self.ip(0))}"
+        port, self._held = free_port(self.ip(0)), ExitStack()
+        self._held.enter_context(held(self.ip(0), port))
+        self.address = f"{self.ip(0)}:{port}"
         self.nodes: list[RayNode] = []
 
     def __enter__(self) -> Self:
@@ -159,6 +161,7 @@ class RayNodes:
             node.process.kill()
         for node in self.nodes:
             node.process.wait(20)  # nothing of it is left then
+        self._held.close()
 
 
 @contextmanager

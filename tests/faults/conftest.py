@@ -147,7 +147,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, table: os.PathLike[str]) -
 @pytest.fixture(scope="module")
 def spec() -> Job:
     """Some seconds of training, so that faults come while it trains, with some checkpoints."""
-    training = {"epochs": 150, "batch_size": 32, "early_stopping": None, "log_every_steps": 20}
+    training = {"epochs": 400, "batch_size": 32, "early_stopping": None, "log_every_steps": 20}
     return {
         "dataset": "points",
         "target": "kind",

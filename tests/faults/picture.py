@@ -145,7 +145,7 @@ def _thorough(running: Any, mlflow: httpx.Client, seen: JobPicture) -> JobPictur
 
 def _leases(database: Path) -> dict[str, float]:
     """When the lease of each running job ends, by the job's id. No answer of the API shows them."""
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60)) as connection:
         rows = connection.execute("SELECT id, lease_expires_at FROM jobs WHERE status = 'running'").fetchall()
     return {job_id: expires_at for job_id, expires_at in rows if expires_at is not None}
 

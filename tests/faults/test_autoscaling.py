@@ -47,7 +47,7 @@ def test_a_node_comes_for_a_job_and_goes_when_it_has_ended(running: Watched) -> 
         "dataset": "points",
         "target": "kind",
         "network": {"hidden": [32, 16], "dropout": 0.1},
-        "training": {"epochs": 3000, "batch_size": 96, "early_stopping": None},
+        "training": {"epochs": 10_000, "batch_size": 96, "early_stopping": None},
         "distribution": {"workers": {"min": 1, "max": 3}, "shards": 4},
     }
     job_id = running.submit(spec)

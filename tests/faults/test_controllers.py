@@ -54,7 +54,7 @@ def test_a_controller_is_killed_right_after(
 
 def rows(running: Any, table: str) -> list[Any]:
     """All that a table of the store holds."""
-    with closing(sqlite3.connect(running.local.database)) as connection:
+    with closing(sqlite3.connect(running.local.database, timeout=60)) as connection:
         return connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3").fetchall()
 
 

@@ -66,7 +66,7 @@ def spec() -> Job:
             "log_every_steps": 20,
             "checkpoint_every_seconds": 1,
         },
-        "distribution": {"workers": 1, "shards": 4},
+        "distribution": {"workers": 1, "shards": 16},  # more calls, no more points
     }
 
 

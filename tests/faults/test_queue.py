@@ -53,7 +53,7 @@ def in_turn(running: Any, status: str) -> list[str]:
 
 
 def test_a_long_queue_is_there_after_a_kill_and_in_its_order(running: Any, spec: Json) -> None:
-    first = running.training({**spec, "training": {**spec["training"], "epochs": 100_000}})
+    first = running.training({**spec, "training": {**spec["training"], "epochs": 1_000_000}})
     begun = time.monotonic()
     acknowledged = submit_many(running, {**spec, "training": {**spec["training"], "epochs": 1}}, JOBS)
     log.info("%d jobs submitted in %.1f s", JOBS, time.monotonic() - begun)

@@ -40,6 +40,12 @@ def running(tmp_path_factory: pytest.TempPathFactory, table: Path) -> Iterator[W
         yield watched
 
 
+@pytest.fixture(scope="module")
+def spec(spec: Json) -> Json:
+    """Long enough for a second checkpoint, a second after the first, on a machine several times as quick."""
+    return {**spec, "training": {**spec["training"], "epochs": 900}}
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_a_trainer_is_killed(running: Any, spec: Json, undisturbed: JobPicture, all_faults: bool, point: str) -> None:
     if not all_faults and point not in QUICK:

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.system
 log = logging.getLogger(__name__)
 
 SEED = int(os.environ.get("FALLLINE_FAULTS_SEED", "0"))
-ALL, QUICK = (200, 20, 600), (10, 2, 150)  # kills, jobs at least, epochs of 30 steps
-MOST_JOBS = 4  # times as many jobs as planned, where they are over before all are killed that are to be
+ALL, QUICK = (200, 20, 600), (10, 2, 400)  # kills, jobs at least, epochs of 30 steps
+MOST_JOBS = 20  # times as many jobs as planned, where they are over before all are killed that are to be
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,7 @@ def test_a_write_of_a_worker_that_was_taken_for_hung_reaches_no_later_step(
 def test_a_worker_that_exits_costs_no_bit(running: Any, spec: dict[str, Any], undisturbed: JobPicture) -> None:
     with running.inside("exit") as exits:
         job_id = running.submit(spec)
+        running.job(job_id, lambda job: running.step(job) > 0, PATIENCE_S)
         exits()
     job = running.succeeded(job_id, undisturbed)
     assert job["result"]["worker_failures"] == 1

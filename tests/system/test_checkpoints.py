@@ -14,9 +14,9 @@ SPEC: dict[str, Any] = {
     "target": "kind",
     # Long enough for some checkpoints, and for a fault after them.
     "training": {
-        "epochs": 400,
+        "epochs": 1000,
         "batch_size": 128,
-        "early_stopping": {"patience": 300},
+        "early_stopping": {"patience": 900},
         "log_every_steps": 40,
         "checkpoint_every_seconds": 1,
     },
@@ -89,7 +89,7 @@ def test_so_does_one_that_exchanges_objects(running: Any) -> None:
     """max_norm goes across blocks: parameters and state are those of an aggregator."""
     changes = {
         "optimizer": {"name": "adam", "max_norm": 2.0},
-        "training": {**SPEC["training"], "epochs": 200, "early_stopping": {"patience": 150}},
+        "training": {**SPEC["training"], "epochs": 400, "early_stopping": {"patience": 350}},
     }
     wanted = outcome(running, submitted(running, **changes))
     job_id = submitted(running, **changes)

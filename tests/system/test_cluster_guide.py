@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from service import launcher
 from service.child import Child
 from service.client import FallLine, FallLineError
 from service.embedded import Command
-from service.ports import free_port, listens
+from service.ports import free_port, held, listens
 
 pytestmark = pytest.mark.system
 
@@ -59,7 +60,8 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.terminals: dict[str, Child] = {}
-        self._port = free_port(ADDRESSES["first"])
+        self._port, self._held = free_port(ADDRESSES["first"]), ExitStack()
+        self._held.enter_context(held(ADDRESSES["first"], self._port))
         self._temporary = Path(tempfile.mkdtemp(prefix="fallline-", dir="/tmp"))  # sockets: paths end near 107 bytes
 
     def __enter__(self) -> "Desk":
@@ -70,6 +72,7 @@ class Desk:
             child.kill()
         for child in self.terminals.values():
             child.wait(30)
+        self._held.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def type(self, name: str) -> None:

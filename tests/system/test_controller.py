@@ -23,7 +23,7 @@ SPEC: dict[str, Any] = {
     "dataset": "points",
     "target": "kind",
     # Long enough that a fault comes while it trains: some seconds.
-    "training": {"epochs": 400, "batch_size": 128, "early_stopping": None, "log_every_steps": 40},
+    "training": {"epochs": 1200, "batch_size": 128, "early_stopping": None, "log_every_steps": 40},
     "distribution": {"workers": 2, "shards": 2},
 }
 
@@ -80,7 +80,7 @@ def check(running: Any, tracking: Tracking, job: Any, weights: str) -> None:
 
 
 def test_a_job_that_does_not_fit_says_so_and_is_overtaken_by_one_that_does(running: Any, weights: str) -> None:
-    first = submitted(running, training={**SPEC["training"], "epochs": 800})
+    first = submitted(running, training={**SPEC["training"], "epochs": 2400})
     training(running, first)
     second, third = submitted(running), submitted(running, distribution={"workers": 1, "shards": 2})
     waiting = running.job(second, lambda job: job["status_reason"])
@@ -149,11 +149,11 @@ def test_a_killed_api_is_back_at_once_and_the_stream_goes_on_without_a_gap(runni
     at_kill = running.step(training(running, job_id))
     killed = running.local.endpoints["pids"]["api"]
     running.kill("api")
-    seconds = running.wait_for(lambda: running.local.endpoints["pids"].get("api") != killed, 10, "another API")
+    seconds = running.wait_for(lambda: running.local.endpoints["pids"].get("api") != killed, 30, "another API")
     job = running.job(job_id, running.ended)
     watcher.join(30)
     assert not watcher.is_alive()
-    assert seconds < 5
+    assert seconds < 15
     assert job["status"] == "succeeded"
     assert running.step(job) > at_kill
     assert [event["id"] for event in seen] == list(range(1, len(seen) + 1))

@@ -13,7 +13,7 @@ SPEC: dict[str, Any] = {
     "target": "kind",
     "network": {"hidden": [32]},
     "optimizer": {"name": "sgd", "momentum": 0.9},
-    "training": {"epochs": 1500, "batch_size": 64, "early_stopping": None, "log_every_steps": 1000},
+    "training": {"epochs": 4000, "batch_size": 64, "early_stopping": None, "log_every_steps": 1000},
     "distribution": {"workers": 1, "shards": 4},
     "model": None,
 }

@@ -23,7 +23,8 @@ from core.model_file import Model, load_model, save_model
 from core.network import NetworkSpec, initial_parameters
 from core.preprocessing import Preprocessing, PreprocessingSpec
 from service.child import Child
-from service.embedded import free_port, mlflow_server, own_environment
+from service.embedded import mlflow_server, own_environment
+from service.ports import LOOPBACK, free_port, held
 from service.tracked import (
     JOB_TAG,
     Registration,
@@ -332,13 +333,14 @@ def test_a_hung_server_costs_seconds(tracking: Tracking) -> None:
 def test_an_outage_loses_nothing(tmp_path: Path) -> None:
     port = free_port()
     tracking = Tracking(f"http://127.0.0.1:{port}")
-    with server(tmp_path, port) as child:
-        run = tracking.start_run(description("job_outage"))
-        tracking.log_points(run.run_id, points(10))
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait(10)
-        with pytest.raises(TrackingDown):
+    with held(LOOPBACK, port):
+        with server(tmp_path, port) as child:
+            run = tracking.start_run(description("job_outage"))
+            tracking.log_points(run.run_id, points(10))
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait(10)
+            with pytest.raises(TrackingDown):
+                tracking.log_points(run.run_id, points(20))
+        with server(tmp_path, port):
             tracking.log_points(run.run_id, points(20))
-    with server(tmp_path, port):
-        tracking.log_points(run.run_id, points(20))
-        assert len(history(tracking, run.run_id, "train_loss")) == 20
+            assert len(history(tracking, run.run_id, "train_loss")) == 20
