@@ -44,10 +44,11 @@ class Ours(Contender):
     in_other_processes = True
 
     def prepare(self) -> None:
-        from worker.cluster import ACTORS, Cluster, RayTransport
+        from worker.cluster import Cluster
         from worker.crew import Crew
         from worker.placement import SPREAD
         from worker.pool import Pool
+        from worker.ray_actors import ACTORS, RayTransport
         from worker.socket_exchange import SocketExchange
 
         self.folder = tempfile.TemporaryDirectory(prefix="fallline-", ignore_cleanup_errors=True)

@@ -14,16 +14,16 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import disk, reconcile, reports
+from service import reconcile, reports
 from service.artifacts import ArtifactStore
 from service.disk import DiskWatch
 from service.errors import LeadLost, LeaseLost, StoreUnavailable
+from service.held_job import HeldJob
 from service.job_events import Do, Effect, End, Event, TrainerEnded, TrainerLost, TrainerMissing, TrainerRuns
-from service.job_state import FAILED, SUCCEEDED, state_of, step
+from service.job_state import FAILED, state_of, step
 from service.lead import RENEWALS, Lead
 from service.planning import training_plan
 from service.queue import Queue, workers_wanted
@@ -33,27 +33,11 @@ from service.store import Store
 from worker import errors
 from worker.cluster import Cluster, TrainerHandle
 from worker.errors import ClusterLost
-from worker.plan import TrainerReport
 
 log = logging.getLogger(__name__)
-ASK_SECONDS, RECORD_SECONDS = 0.25, 0.5  # each record is a write to the disk, and the API's writes wait for it
 CLAIM_SECONDS = 1.0
 DEMAND_SECONDS = 5.0
 SAVE_SECONDS = 3.0  # of the supervisor's patience with this process
-METRIC_EVENT_SECONDS = 2.0
-ALL_EVENTS = 1_000_000
-
-
-@dataclass
-class Held:
-    """A job whose trainer runs: how far it has been heard, and when it was written about last."""
-
-    handle: TrainerHandle
-    acknowledged: int = 0
-    asked_at: float = -ASK_SECONDS
-    recorded_at: float = -RECORD_SECONDS
-    metric_event_at: float = -METRIC_EVENT_SECONDS
-    scaled_to: int | None = None
 
 
 class JobKeeper:
@@ -73,7 +57,7 @@ class JobKeeper:
     ) -> None:
         self.store, self.cluster, self.artifacts, self.settings, self.lead = store, cluster, artifacts, settings, lead
         self.disks, self._clock, self._wall_clock = disks, clock, wall_clock
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, HeldJob] = {}
         self.waiting: set[str] = set()  # ours, without a trainer: to be started as soon as there are slots
         self.losses: Counter[str] = Counter()
         self._start_at: dict[str, float] = {}  # jobs that have lost trainers: not before
@@ -94,9 +78,8 @@ class JobKeeper:
             trainers[handle.job_id] = handle
         for job in self._claim_expired():
             if job.result is None and job.id in trainers:
-                handle = trainers.pop(job.id)
-                self.held[job.id] = Held(handle, acknowledged=self._heard(handle))
-                log.info("%s goes on, heard up to update %d", job.id, self.held[job.id].acknowledged)
+                held = self.held[job.id] = HeldJob(self.store, trainers.pop(job.id), self._clock)
+                log.info("%s goes on, heard up to update %d", job.id, held.catch_up())
             elif job.result is None and job.progress is not None:
                 self._guarded(job, lambda job: self._lost(job, "the trainer was lost while no controller ran"))
         for handle in trainers.values():
@@ -116,12 +99,12 @@ class JobKeeper:
             log.warning("%s; trainers go on meanwhile", error)
             for held in list(self.held.values()):
                 with suppress(errors.TrainerLost):  # the next turn that may write finds it, and says so
-                    held.handle.poll(held.acknowledged)
+                    held.poll()
 
     def _turn(self) -> None:
         if self._broke_off:  # the store may have written what it gave no answer to
             for held in self.held.values():
-                held.acknowledged = self._heard(held.handle)
+                held.catch_up()
         self._broke_off = True
         self.lead.hold()
         self._look_at_disk()
@@ -148,10 +131,6 @@ class JobKeeper:
         """Has every job write a checkpoint, at the end of this process: Ray may be about to end, too."""
         self.cluster.save([held.handle for held in self.held.values()], SAVE_SECONDS)
         self.cluster.demand(0)  # nodes with workers stay; whoever leads next says what else is wanted
-
-    def _heard(self, handle: TrainerHandle) -> int:
-        """The number of the trainer's last update that the store has."""
-        return reports.last_update(self.store.events_after(handle.job_id, 0, ALL_EVENTS), handle.attempt)
 
     # One job. Each method writes under the job's epoch; LeaseLost from any of them drops the job.
 
@@ -192,20 +171,20 @@ class JobKeeper:
             elif effect is Do.PAUSE:
                 self.held[job.id].handle.pause()
             elif effect is Do.SCALE:
-                self._scale(job, self.held[job.id])
+                self.held[job.id].scale(job)
             elif effect is Do.RELEASE:
                 self._release(job.id)
             elif effect is Do.KILL:
                 self._drop(job.id)
 
     def _look(self, job: JobRecord) -> None:
-        held, now = self.held.get(job.id), self._clock()
+        held = self.held.get(job.id)
         if held is None:
             self._happened(job, TrainerMissing(self._wall_clock(), job.lease_epoch, self._shortage))
-        elif now - held.asked_at >= ASK_SECONDS:
-            held.asked_at = now
+        elif held.comes_due():
             self._happened(job, TrainerRuns(self._wall_clock(), job.lease_epoch, self._shortage))
-            self._ask(job, held)
+            if job.id in self.held:  # else it is trained, and its trainer has just been released
+                self._ask(job, held)
 
     def _start(self, job: JobRecord) -> None:
         if self._clock() < self._start_at.get(job.id, -math.inf):
@@ -219,7 +198,8 @@ class JobKeeper:
         plan = training_plan(job, self.store.get_dataset(job.dataset_id), self.settings)
         most = workers if wanted == "auto" else reconcile.bounds(wanted, shards)[1]
         idle_cores = isinstance(wanted, Mapping)
-        self.held[job.id] = Held(self.cluster.start(plan, epoch, workers, most, idle_cores))
+        handle = self.cluster.start(plan, epoch, workers, most, idle_cores)
+        self.held[job.id] = HeldJob(self.store, handle, self._clock)
         self.waiting.discard(job.id)
         message = f"training starts; workers: {workers}, data shards: {shards}"
         event = NewEvent("log", "info", message, {"workers": workers, "shards": shards})
@@ -228,54 +208,15 @@ class JobKeeper:
         if job.status_reason is not None:
             self.store.set_status_reason(job.id, epoch, None)
 
-    def _scale(self, job: JobRecord, held: Held) -> None:
-        """Once each trainer: asked again it would do nothing."""
-        if held.scaled_to != job.workers_requested and job.workers_requested is not None:
-            held.handle.scale(job.workers_requested)
-            held.scaled_to = job.workers_requested
-
-    def _ask(self, job: JobRecord, held: Held) -> None:
-        report = held.handle.poll(held.acknowledged)
-        if report.outcome is None and self._clock() - held.recorded_at < RECORD_SECONDS:
+    def _ask(self, job: JobRecord, held: HeldJob) -> None:
+        report = held.ask(job)
+        if report is None or report.outcome is None:
             return
-        held.recorded_at = self._clock()
-        self._record(job, held, report)
-        if report.outcome == SUCCEEDED:
-            self._succeed(job, report)
-        elif report.outcome is not None:
+        if report.result is not None and not job.cancel_requested:
+            self._carry_out(job, held.keep(job, report.result, self.artifacts))
+        else:
             error = None if report.failure is None else reports.error_of(report.failure)
             self._happened(job, TrainerEnded(self._wall_clock(), job.lease_epoch, report.outcome, error))
-
-    def _record(self, job: JobRecord, held: Held, report: TrainerReport) -> None:
-        """Writes what is new of it, in one transaction; only then is the trainer told that it was heard."""
-        progress, points, events = reports.progress_of(report), reports.points_of(report), reports.events_of(report)
-        if points and (report.outcome or self._clock() - held.metric_event_at > METRIC_EVENT_SECONDS):
-            events.append(reports.metric_event(report))
-            held.metric_event_at = self._clock()
-        if progress != job.progress or report.updates:
-            final = {} if report.result is None else report.result.metrics  # the registered weights', not the last
-            metrics = reports.finite({**report.metrics, **final})
-            self.store.set_progress(job.id, job.lease_epoch, progress, points, events, metrics)
-        held.acknowledged = reports.last_number(report)
-
-    def _succeed(self, job: JobRecord, report: TrainerReport) -> None:
-        """Keeps the model's files, then says so: from here on the job is the publisher's. Its trainer keeps them until
-        then, so that they can wait for room on the disk."""
-        result = report.result
-        assert result is not None
-        if job.cancel_requested:
-            self._happened(job, TrainerEnded(self._wall_clock(), job.lease_epoch, SUCCEEDED))
-            return
-        sha256 = self.artifacts.put_if_room(result.files)
-        if sha256 is None:
-            size = disk.in_mb(sum(map(len, result.files.values())))
-            reason = f"{disk.WAITING} at {self.artifacts.root}: the trained network takes {size}"
-            if job.status_reason != reason:
-                self.store.set_status_reason(job.id, job.lease_epoch, reason)
-            return
-        metadata = reports.model_metadata_of(result)
-        _, effects = self.store.set_result(job.id, job.lease_epoch, reports.result_of(result), sha256, metadata)
-        self._carry_out(job, effects)
 
     def _end(self, job: JobRecord, error: Json) -> End:
         self.waiting.discard(job.id)

@@ -21,7 +21,7 @@ from worker.aggregator_seat import AggregatorSeat
 from worker.errors import Diverged, StepRefused
 from worker.numerics import fingerprint, limit_threads
 from worker.plan import Reduced, ShardReport, StepPlan, StepReport
-from worker.reduction import clip_factor, culprit, evidence, is_finite, norm, shares, span, sum_block
+from worker.reduction import clip_factor, culprit, evidence, is_finite, norm, shares, span, sum_block, total_loss
 from worker.wiring import Place, Standing, Stretch, Wiring
 
 Array = NDArray[Any]
@@ -144,11 +144,7 @@ class ParameterAggregator:
         Raises as `apply` does; what diverges in another share's new parameters is told by that one alone.
         """
         self._check(step)
-        loss = 0.0
-        for report in reports:
-            loss += report.loss_sum
-        if not math.isfinite(loss):
-            raise Diverged(step, next((r.shard for r in reports if not math.isfinite(r.loss_sum)), None), "loss")
+        loss = total_loss(step, [report.loss_sum for report in reports])
         gradient_norm = norm([square for part in reduced for square in part.squares]) / self._divisor
         if not math.isfinite(gradient_norm):
             raise Diverged(step, culprit([part.shards for part in reduced if part.shards]), "gradient")

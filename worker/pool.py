@@ -27,15 +27,6 @@ SOON_S = 1.0  # who does not answer within this may be busy, or not there yet
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """What the cluster has, and how many worker slots no job holds."""
-
-    cpus: int
-    worker_slots: int
-    free_worker_slots: int
-
-
-@dataclass(frozen=True)
 class Crew:
     """The actors of one job, by name."""
 

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.errors import Diverged
+
 Array = NDArray[Any]
 
 
+@np.errstate(all="ignore")
 def sum_block(parts: Sequence[Array], out: Array) -> float:
     """Write the sum of the shards' `parts` (n,), a block of each gradient, into `out`; returns its square sum.
 
@@ -22,32 +25,29 @@ def sum_block(parts: Sequence[Array], out: Array) -> float:
     square sum is not finite exactly when a number in the block is not, or is beyond the root of the dtype's range:
     finiteness and norm cost one pass.
     """
-    with np.errstate(all="ignore"):
-        if len(parts) == 1:
-            np.copyto(out, parts[0])
-        else:
-            np.add(parts[0], parts[1], out=out)
-            for part in parts[2:]:
-                np.add(out, part, out=out)
-    return square_sum(out)
+    if len(parts) == 1:
+        np.copyto(out, parts[0])
+    else:
+        np.add(parts[0], parts[1], out)
+        for part in parts[2:]:
+            np.add(out, part, out)
+    return float(np.dot(out, out))
 
 
+@np.errstate(all="ignore")
 def square_sum(values: Array) -> float:
     """Of any slice of a vector: the same bits whoever takes it, other ones if it is cut otherwise."""
-    with np.errstate(all="ignore"):
-        return float(np.dot(values, values))
+    return float(np.dot(values, values))
 
 
+@np.errstate(all="ignore")
 def is_finite(values: Array) -> bool:
     """Whether all of `values` (n,) are finite, however large they are.
 
     They are where their square sum is: one product, over nothing but them. Where it is not, they may be too large for
     it alone: their product with zeros is zero then, and not a number otherwise.
     """
-    if math.isfinite(square_sum(values)):
-        return True
-    with np.errstate(all="ignore"):
-        return math.isfinite(np.dot(values, _zeros(values.size, values.dtype)))
+    return math.isfinite(np.dot(values, values)) or math.isfinite(np.dot(values, _zeros(values.size, values.dtype)))
 
 
 @lru_cache(maxsize=4)
@@ -86,6 +86,18 @@ def shares(blocks: Sequence[slice], count: int) -> list[list[slice]]:
 def span(blocks: Sequence[slice]) -> slice:
     """What neighbouring blocks cover."""
     return slice(blocks[0].start, blocks[-1].stop)
+
+
+def total_loss(step: int, losses: Sequence[float]) -> float:
+    """The sum of the shards' `losses`, in shard order, one by one: `sum` rounds otherwise since Python 3.12. Raises
+    Diverged where it is not finite, with the first shard whose loss is not."""
+    total = 0.0
+    for loss in losses:
+        total += loss
+    if not math.isfinite(total):
+        shard = next((shard for shard, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        raise Diverged(step, shard, "loss")
+    return total
 
 
 def norm(square_sums: Iterable[float]) -> float:

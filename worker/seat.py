@@ -1,8 +1,8 @@
 """A worker's side of the shared-memory exchange: one seat among several, all doing the same steps together.
 
 A step has two phases, each ended by a barrier. First gradients go into the shards' slots, of shards that were dealt to
-the seat or, where there are more shards than seats, claimed one by one (worker.claims). Then each seat that reduces,
-one a core at most, sums its blocks up over all slots in shard order, takes their square sums, and applies the
+the seat or, where there are more shards than seats, claimed one by one (worker.claimed_shards). Then each seat that
+reduces, one a core at most, sums its blocks up over all slots in shard order, takes their square sums, and applies the
 optimizer, out of place, into the other buffer, a block at a time: what one has read and written is in the core's cache.
 Where the norm of all blocks has a say in the update, that is a third phase of its own.
 
@@ -13,9 +13,8 @@ overwrite, slots, is not needed any more, and the committed parameters are not t
 
 import math
 import os
-import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -26,19 +25,19 @@ from numpy.typing import NDArray
 from core.network import network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from core.schedules import learning_rate
-from worker.claims import Claims, is_slow, is_worth, sure
+from worker.claimed_shards import ClaimedShards
+from worker.claims import Claims
+from worker.dataset import SPLITS
 from worker.errors import Diverged, SeatStopped, ShardMissing
+from worker.pidfds import Pidfds
 from worker.plan import ShardReport, StepPlan
-from worker.reduction import clip_factor, culprit, evidence, is_finite, norm, square_sum, sum_block
+from worker.reduction import clip_factor, culprit, evidence, is_finite, norm, square_sum, sum_block, total_loss
 from worker.sampling import deal
-from worker.segment import COMMAND, FAILED, NO_STEP, PHASES, RUN, STOP, Segment, SegmentLayout
+from worker.segment import COMMAND, END, EVALUATE, FAILED, NO_STEP, PHASES, RUN, STOP, Segment, SegmentLayout
 
 Array = NDArray[Any]
 LOOK_AT_TRAINER_S = 1.0
 FAR = 1e15  # from zero: far below the range of any dtype, and of its root
-_SMOOTHING = 0.3  # of a seat's seconds a shard, from step to step
-_FORGETTING = 0.98  # a step: who is too slow to claim anything tries again some day
-_SPLITS = ("train", "validation", "test")
 
 
 class Computes(Protocol):
@@ -87,21 +86,20 @@ class Seat:
         self._cores = os.sched_getaffinity(0)
         self._spin = seats <= len(self._cores)
         self._optimizer = make_optimizer(plan.optimizer)
-        self._shards = deal(plan.shards, seats)[number]
         layout = parameter_layout(network_graph(plan.network))
         numbers = range(number, len(layout.blocks), self._reducers) if number < self._reducers else range(0)
         self._clips = plan.optimizer.clip_norm is not None
         self._slots = list(segment.slots)
         self._blocks = self._reduced({number: layout.blocks[number] for number in numbers})
         self._parameters = [buffer[0] for buffer in segment.buffers]
-        self._claims = None if seating.claims is None else Claims(seating.claims)
+        self._shards = deal(plan.shards, seats)[number]
+        claims = None if seating.claims is None else Claims(seating.claims)
+        self._claimed = None if claims is None else ClaimedShards(claims, segment, number, seats)
         # So many seats meet at the first barrier, and say so at the others. Who reduces nothing waits for those who do;
         # not so where shards are claimed, which rests on what all know.
-        self._synchronous = self._reducers if self._claims is None else seats
-        self._dealt = 0  # so many of the step's first shards are dealt, the others claimed
-        self._pace = [0.0] * seats  # seconds a shard of each seat, as all know them in this step
-        self._done, self._spent = 0, 0.0  # shards, and seconds for them, in the last step
-        self._trainer = os.pidfd_open(seating.trainer_pid)
+        self._synchronous = self._reducers if claims is None else seats
+        self._trainer = Pidfds()
+        self._trainer.watch({"trainer": seating.trainer_pid})
         self._looked_at = time.monotonic()
 
     def _reduced(self, blocks: dict[int, slice]) -> list[_Block]:
@@ -132,12 +130,11 @@ class Seat:
                 kind, argument, which, evaluation = (int(value) for value in self._segment.command)
                 if kind == RUN:
                     self._run(argument)
-                elif kind < 0:
-                    words.publish(done, command)
-                    return
-                else:
+                elif kind == EVALUATE:
                     self._evaluate(argument, which, evaluation)
                 words.publish(done, command)
+                if kind == END:
+                    return
         except SeatStopped:
             raise
         except BaseException:
@@ -145,9 +142,9 @@ class Seat:
             raise
         finally:
             os.sched_setaffinity(0, self._cores)
-            os.close(self._trainer)
-            if self._claims is not None:
-                self._claims.close()
+            self._trainer.close()
+            if self._claimed is not None:
+                self._claimed.close()
 
     def _keep_to_a_core(self) -> None:
         """Where seats outnumber cores, each has one: left alone, they crowd on some and leave their caches behind."""
@@ -160,27 +157,27 @@ class Seat:
             rate = learning_rate(plan.schedule, plan.optimizer.learning_rate, step, plan.steps)
             self._gradients(step)
             self._arrive(step, 1)
-            rows, weight, loss = 0, 0.0, 0.0
+            rows, weight, loss, divisor = 0, 0.0, 0.0, 1.0
             if self._number < self._synchronous:
                 self._await(step, 1, self._seats)
                 rows, weight, loss = self._totals(step)
-                if self._claims is not None:
-                    self._prepare_claims(step, target)
-                self._reduce(step, rate, 1.0 / (weight or 1.0))
+                divisor = weight or 1.0
+                if self._claimed is not None:
+                    self._claimed.prepare(step, target)
+                self._reduce(step, rate, 1.0 / divisor)
                 self._arrive(step, 2)
             self._await(step, 2, self._synchronous)
-            gradient_norm = norm(segment.block_squares.tolist()) / (weight or 1.0)
+            gradient_norm = norm(segment.block_squares.tolist()) / divisor
             if not math.isfinite(gradient_norm):
                 raise Diverged(step, culprit([evidence(self._slots)]), "gradient")
             if self._clips:
-                self._apply(step, rate, clip_factor(gradient_norm, plan.optimizer.clip_norm) / (weight or 1.0))
+                self._apply(step, rate, clip_factor(gradient_norm, plan.optimizer.clip_norm) / divisor)
                 self._arrive(step, 3)
                 self._await(step, 3, self._reducers)
             if min(segment.block_steps.tolist()) < step:
                 raise Diverged(step, None, "weight vector")
             if self._number == 0:
-                report = step, rows, weight, loss / (weight or 1.0), gradient_norm, rate
-                segment.commit(step, report)
+                segment.commit(step, (step, rows, weight, loss / divisor, gradient_norm, rate))
 
     def _gradients(self, step: int) -> None:
         segment, parameters = self._segment, self._parameters[(step - 1) % 2]
@@ -196,65 +193,16 @@ class Seat:
             if segment.words[STOP]:
                 raise SeatStopped
 
-    def _shards_of(self, step: int) -> Iterator[int]:
-        """The shards that are this seat's to do in `step`: those dealt to it, and those that it claims."""
-        if self._claims is None:
-            yield from self._shards
-            return
-        began, self._pace = self._segment.seat_began, self._segment.seat_seconds[: self._seats].tolist()
-        slow = is_slow(self._number, self._pace)
-        first = time.monotonic()
-        began[self._number] = now = first
-        self._done = 0
-        for shard in range(self._number, self._dealt, self._seats):
-            yield shard
-            self._done += 1
-            began[self._number] = now = time.monotonic()
-        while not (slow and self._leaves_it()) and (shard_claimed := self._claims.take(step)) is not None:
-            yield shard_claimed
-            self._done += 1
-            began[self._number] = now = time.monotonic()
-        self._spent = now - first
-
-    def _leaves_it(self) -> bool:
-        """Whether the others are done with all that is left before this seat would be with one shard."""
-        assert self._claims is not None
-        seconds, now = self._pace, time.monotonic()
-        fastest = min(value for value in seconds if value)
-        began = self._segment.seat_began[: self._seats].tolist()
-        others = [
-            (each or fastest, max(since + (each or fastest) - now, 0.0))
-            for seat, (each, since) in enumerate(zip(seconds, began, strict=True))
-            if seat != self._number
-        ]
-        return not is_worth(seconds[self._number], others, max(self._claims.left() - self._seats, 0))
-
-    def _prepare_claims(self, step: int, target: int) -> None:
-        """Between two barriers, when nobody claims: the next step's tokens, and how fast this seat was in `step`."""
-        assert self._claims is not None
-        seconds, seat = self._segment.seat_seconds, self._number
-        if self._done:
-            found = self._spent / self._done
-            seconds[seat] = seconds[seat] + _SMOOTHING * (found - seconds[seat]) if seconds[seat] else found
-        else:
-            seconds[seat] *= _FORGETTING
-        # By what all knew when the step began: what they find out between these barriers is not yet the same for all.
-        somebody_is_slow = any(is_slow(each, self._pace) for each in range(self._seats))
-        self._dealt = 0 if somebody_is_slow or step == target else sure(self._plan.shards, self._seats)
-        if seat == 0 and step < target:
-            self._claims.offer(step + 1, range(self._dealt, self._plan.shards), self._seats)
+    def _shards_of(self, step: int) -> Iterable[int]:
+        """This seat's in `step`; in an evaluation, by minus its number."""
+        return self._shards if self._claimed is None else self._claimed.of(step)
 
     def _totals(self, step: int) -> tuple[int, float, float]:
         """Rows, weight and loss of the whole step, from all shards in order."""
         held = self._segment.shard_steps.tolist()
         if held.count(step) != len(held):  # a slot of another step would do its harm unseen
             raise ShardMissing(step, next(shard for shard, other in enumerate(held) if other != step))
-        losses = self._segment.shard_losses.tolist()
-        loss = 0.0
-        for part in losses:
-            loss += part
-        if not math.isfinite(loss):
-            raise Diverged(step, next((k for k, part in enumerate(losses) if not math.isfinite(part)), None), "loss")
+        loss = total_loss(step, self._segment.shard_losses.tolist())
         return sum(self._segment.shard_rows.tolist()), math.fsum(self._segment.shard_weights.tolist()), loss
 
     def _reduce(self, step: int, rate: float, scale: float) -> None:
@@ -311,7 +259,7 @@ class Seat:
         segment = self._segment
         parameters = segment.best if which else self._parameters[segment.committed % 2]
         for shard in self._shards_of(-number):
-            segment.evaluations[shard] = self._worker.evaluate(_SPLITS[split], shard, parameters)
+            segment.evaluations[shard] = self._worker.evaluate(SPLITS[split], shard, parameters)
             segment.evaluated[shard] = number
 
     def _look(self) -> None:
@@ -320,7 +268,5 @@ class Seat:
             raise SeatStopped
         if time.monotonic() - self._looked_at > LOOK_AT_TRAINER_S:
             self._looked_at = time.monotonic()
-            poller = select.poll()
-            poller.register(self._trainer, select.POLLIN)
-            if poller.poll(0):
+            if self._trainer.ended():
                 raise SeatStopped  # the trainer is gone, and nobody will say STOP

@@ -21,6 +21,7 @@ from core.network import initial_parameters, network_graph, parameter_layout
 from core.optimizers import make_optimizer
 from worker.claims import MOST_SHARDS, Claims
 from worker.crew import Crew, OverCrew
+from worker.dataset import SPLITS
 from worker.diagnosis import Observer
 from worker.errors import RemoteLost, SeatStopped, ShardMissing
 from worker.exchange import merge
@@ -36,7 +37,6 @@ Array = NDArray[Any]
 STOP_S = 2.0  # who has not left its seat by then is killed, or later where steps take long: it is not hung, but busy
 PATIENCE = 10  # times what a step, or an evaluation, took last
 SILENCE_S = 20.0  # so long without any seat's getting on, and all are asked to leave: who hangs does not
-_SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
 class _Lost(Exception):
@@ -87,7 +87,7 @@ class SharedMemoryExchange(OverCrew):
 
     def evaluate(self, split: str, which: str = "current") -> NDArray[np.float64]:
         self._evaluations += 1
-        self._command(EVALUATE, _SPLITS[split], int(which == "best"))
+        self._command(EVALUATE, SPLITS.index(split), int(which == "best"))
         for shard, number in enumerate(self._segment.evaluated.tolist()):
             if number != self._evaluations:
                 raise ShardMissing(self._segment.committed, shard)
@@ -227,7 +227,7 @@ class SharedMemoryExchange(OverCrew):
         if self._crew.is_to_change:
             try:
                 self._stand_up()
-            except _Lost as error:
+            except (_Lost, RemoteLost) as error:
                 self._recover(error)
                 return
             self._crew.admit(wait=False)

@@ -12,8 +12,9 @@ from typing import Any
 
 import ray
 
-from worker.cluster import ACTORS, HEALTH, Cluster, RayRemote
+from worker.cluster import Cluster
 from worker.pool import NOBODY, TRAINER, WORKER, kind_of
+from worker.ray_actors import ACTORS, HEALTH, RayRemote
 
 DEADLINE_S = 60.0
 

@@ -15,12 +15,13 @@ from core.optimizers import OptimizerSpec
 from service.child import Child
 from service.embedded import own_environment, ray_environment, ray_head
 from service.launcher import parent_of
-from service.ports import LOOPBACK, free_port, listens
-from worker.cluster import HEALTH, Cluster, RayRemote, RayTransport, TrainerHandle
+from service.ports import LOOPBACK, free_port, held, listens
+from worker.cluster import Cluster, TrainerHandle
 from worker.errors import TrainerLost
 from worker.exchange import InProcessExchange
 from worker.plan import MetricPoint, TrainerEvent, TrainerReport, TrainingPlan, TrainingResult
 from worker.pool import Crew
+from worker.ray_actors import ACTORS, ANSWER_S, HEALTH, RayRemote, RayTransport
 from worker.recorder import Recorder
 from worker.trainer import Trainer
 from worker.trainer_host import AUTO, OBJECTS
@@ -32,7 +33,7 @@ Join = Callable[..., Cluster]
 Update = MetricPoint | TrainerEvent
 SLOTS = 8
 NOBODYS = Crew("nobody's", (), ())
-# 36 steps an epoch: a second or more, over objects many times that.
+# 36 steps an epoch: half a second or more, over objects many times that.
 LONG, LONG_OVER_OBJECTS = {"batch_size": 4, "epochs": 60}, {"batch_size": 4, "epochs": 12}
 
 
@@ -50,8 +51,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="fallline-", dir="/tmp"))
     head = Child(ray_head(environment, port, folder, SLOTS), tmp_path_factory.mktemp("ray") / "ray.log", 0.0)
     try:
-        wait_for(lambda: listens(LOOPBACK, port), 120)
-        yield f"{LOOPBACK}:{port}"
+        with held(LOOPBACK, port):
+            wait_for(lambda: listens(LOOPBACK, port), 120)
+            yield f"{LOOPBACK}:{port}"
     finally:
         head.kill()
         head.wait(20)  # nothing of it is left then
@@ -131,6 +133,12 @@ def in_process(plan: TrainingPlan) -> tuple[TrainingResult, list[tuple[str, int,
     return result, points_of(recorder.read(0)[3])
 
 
+def pids_of(handle: TrainerHandle) -> dict[str, int]:
+    """The process of each of the job's actors that live, recruits included, by the actor's name."""
+    crew = ACTORS.crews([handle.crew.trainer]).get(handle.crew.trainer, handle.crew)
+    return ACTORS.ask(crew.all, ANSWER_S, "__ray_call__", lambda _: os.getpid())
+
+
 def gone(pids: dict[str, int]) -> bool:
     return not any(parent_of(pid) is not None for pid in pids.values())
 
@@ -147,7 +155,7 @@ def test_any_number_of_workers_ends_in_the_same_bits(join: Join, make_plan: Make
         assert result.weights_sha256 == wanted.weights_sha256
         assert (result.numerics, result.metrics, result.worker_failures) == (wanted.numerics, wanted.metrics, 0)
         assert watch.points == points
-        pids[workers] = set(cluster.pids(watch.handle).values())
+        pids[workers] = set(pids_of(watch.handle).values())
         assert len(pids[workers]) == workers + 2
         cluster.release(watch.handle)
     assert pids[1] < pids[2] < pids[3]  # released actors wait for the next job
@@ -164,11 +172,11 @@ def test_another_seed_gives_other_bits(cluster: Cluster, make_plan: MakePlan) ->
 @each_exchange
 def test_a_killed_worker_costs_no_bit_and_no_step(join: Join, make_plan: MakePlan, exchange: str) -> None:
     cluster = join(exchange=exchange)
-    plan = make_plan(**LONG if exchange == AUTO else LONG_OVER_OBJECTS)
+    plan = make_plan(**LONG | {"epochs": 300} if exchange == AUTO else LONG_OVER_OBJECTS | {"epochs": 40})
     wanted, points = in_process(plan)
     watch = Watch(cluster.start(plan, 1, 2))
     killed = watch.handle.crew.workers[1]
-    pid = cluster.pids(watch.handle)[killed]
+    pid = pids_of(watch.handle)[killed]
     watch.until(lambda report: report.progress.step > 100)
     os.kill(pid, signal.SIGKILL)
     result = watch.result()
@@ -191,7 +199,7 @@ def test_a_job_is_scaled_while_it_runs(join: Join, make_plan: MakePlan, exchange
     plan = make_plan(**longer | {"shards": 6})
     wanted, points = in_process(plan)
     watch = Watch(cluster.start(plan, 1, 4))
-    pids = set(cluster.pids(watch.handle).values())
+    pids = set(pids_of(watch.handle).values())
     watch.until(lambda report: report.progress.step > 20)
     watch.handle.scale(1)
     watch.until(lambda report: report.progress.workers == 1)
@@ -199,7 +207,7 @@ def test_a_job_is_scaled_while_it_runs(join: Join, make_plan: MakePlan, exchange
     assert cluster.capacity().free_worker_slots == SLOTS - 1
     watch.handle.scale(6)
     watch.until(lambda report: report.progress.workers == 6)
-    assert pids < set(cluster.pids(watch.handle).values())
+    assert pids < set(pids_of(watch.handle).values())
     assert cluster.capacity().free_worker_slots == SLOTS - 6
     with pytest.raises(ValueError, match="workers: 0; expected at least 1"):
         watch.handle.scale(0)
@@ -253,7 +261,7 @@ def calls_of(names: Sequence[str]) -> list[dict[str, int]]:
     """How often each of these actors' processes has called Ray for an exchange."""
 
     def counted(_: Any) -> dict[str, int]:
-        from worker.cluster import CALLS  # that process's own
+        from worker.ray_actors import CALLS  # that process's own
 
         return dict(CALLS)
 
@@ -284,7 +292,7 @@ def test_a_worker_that_hangs_is_replaced_over_objects_too(join: Join, make_plan:
     plan = make_plan(**LONG_OVER_OBJECTS)
     watch = Watch(cluster.start(plan, 1, 2))
     stopped = watch.handle.crew.workers[1]
-    pid = cluster.pids(watch.handle)[stopped]
+    pid = pids_of(watch.handle)[stopped]
     watch.until(lambda report: report.progress.step > 20)
     os.kill(pid, signal.SIGSTOP)
     result = watch.result()
@@ -324,7 +332,7 @@ def test_a_worker_does_one_call_at_a_time_and_answers_meanwhile(cluster: Cluster
 
 def test_silent_processes_are_asked_all_at_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three that are stopped cost as long as one: each by itself would cost the whole time of its own."""
-    monkeypatch.setattr("worker.cluster.ANSWER_S", 3.0)
+    monkeypatch.setattr("worker.ray_actors.ANSWER_S", 3.0)
     transport = RayTransport(NOBODYS, [])
     workers = [worker for _ in range(4) if (worker := transport.recruit(beside=False)) is not None]
     pids = transport.get([worker.call("__ray_call__", lambda _: os.getpid()) for worker in workers])
@@ -341,10 +349,10 @@ def test_a_killed_trainer_is_lost_and_its_crew_is_ended(cluster: Cluster, make_p
     watch = Watch(cluster.start(make_plan(**LONG | {"epochs": 10_000}), 4, 2))
     handle, at_first = watch.handle, watch.handle.crew
     watch.until(lambda report: report.progress.step > 20)
-    os.kill(cluster.pids(handle)[at_first.workers[0]], signal.SIGKILL)
+    os.kill(pids_of(handle)[at_first.workers[0]], signal.SIGKILL)
     watch.until(lambda _: watch.events)
-    wait_for(lambda: len(cluster.pids(handle)) == 4)
-    pids = cluster.pids(handle)
+    wait_for(lambda: len(pids_of(handle)) == 4)
+    pids = pids_of(handle)
     assert not pids.keys() <= set(at_first.all)  # a recruit
     os.kill(pids[handle.crew.trainer], signal.SIGKILL)
     with pytest.raises(TrainerLost) as lost:
@@ -361,7 +369,7 @@ def test_a_trainer_that_has_lost_its_aggregator_is_lost_too(join: Join, make_pla
     cluster = join(exchange=OBJECTS)
     watch = Watch(cluster.start(make_plan(**LONG), 1, 2))
     watch.until(lambda report: report.progress.step > 20)
-    pids = cluster.pids(watch.handle)
+    pids = pids_of(watch.handle)
     os.kill(pids[watch.handle.crew.aggregators[0]], signal.SIGKILL)
     with pytest.raises(TrainerLost):
         watch.result()
@@ -375,11 +383,11 @@ def test_another_controller_finds_the_job_again(join: Join, make_plan: MakePlan)
     cluster = join()
     watch = Watch(cluster.start(plan, 2, 2))
     watch.until(lambda report: report.progress.step > 20)
-    pids = cluster.pids(watch.handle)
+    pids = pids_of(watch.handle)
     cluster = join()  # the first one has left
     (found,) = cluster.running()
     assert (found.job_id, found.attempt, found.crew) == ("job_1", 2, watch.handle.crew)
-    assert cluster.pids(found) == pids
+    assert pids_of(found) == pids
     assert cluster.capacity().free_worker_slots == SLOTS - 2
     watch.handle = found
     assert watch.result().weights_sha256 == wanted.weights_sha256
@@ -390,10 +398,10 @@ def test_another_controller_finds_the_job_again(join: Join, make_plan: MakePlan)
 
 
 def test_a_job_that_nobody_asks_about_ends_with_its_crew(join: Join, make_plan: MakePlan) -> None:
-    cluster = join(orphan_seconds=5.0)
+    cluster = join(orphan_seconds=10.0)
     watch = Watch(cluster.start(make_plan(**LONG | {"epochs": 10_000}), 1, 2))
     watch.until(lambda report: report.progress.step > 20)
-    pids = cluster.pids(watch.handle)
+    pids = pids_of(watch.handle)
     wait_for(lambda: gone(pids), 60)
     with pytest.raises(TrainerLost):
         watch.handle.poll(0)
@@ -409,9 +417,9 @@ def test_failures_and_cancellation_cross_the_processes(cluster: Cluster, make_pl
     endless.until(lambda report: report.progress.step > 20)
     endless.handle.cancel()
     endless.until(lambda report: report.outcome == "cancelled")
-    pids = cluster.pids(endless.handle)
+    pids = pids_of(endless.handle)
     cluster.release(endless.handle)
     after = Watch(cluster.start(make_plan(), 1, 2))
     assert after.result().weights_sha256 == in_process(make_plan())[0].weights_sha256
-    assert cluster.pids(after.handle) == pids
+    assert pids_of(after.handle) == pids
     cluster.release(after.handle)

@@ -10,11 +10,12 @@ from benchmarks.ray_nodes import RayNodes
 from core.network import NetworkSpec
 from core.optimizers import OptimizerSpec
 from service.embedded import own_environment
-from worker.cluster import ACTORS, Cluster
+from worker.cluster import Cluster
 from worker.numerics import fingerprint
 from worker.placement import SPREAD
 from worker.plan import TrainingPlan
 from worker.pool import WORKER, kind_of, node_of
+from worker.ray_actors import ACTORS
 from worker.trainer_host import AUTO, OBJECTS
 
 from ..kernels import LEVELS, another_kernel, fingerprint_with, kernel, needs_avx2

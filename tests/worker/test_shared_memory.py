@@ -480,6 +480,27 @@ def test_a_new_worker_joins_between_steps(open_bench: type[Bench], plan: StepPla
     assert weights_sha256(bench.exchange.parameters()) == oracle(shards(plan, 8), steps + 5)[0]
 
 
+class DiesLeaving(GradientWorker):
+    """Is killed when it has left its seat in order, before anybody has heard so."""
+
+    def take_seat(self, seating: Seating) -> None:
+        super().take_seat(seating)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_lost_while_all_leave_their_seats_is_lost_like_any_other(
+    open_bench: type[Bench], plan: StepPlan
+) -> None:
+    bench, steps = open_bench(shards(plan, 8), 3, kinds=(DiesLeaving,)), 5
+    bench.exchange.run_steps(5)
+    os.kill(bench.pid(2), signal.SIGKILL)  # who comes in its place has all leave
+    while not (bench.exchange.failures == 2 and bench.exchange.workers == 3):
+        bench.exchange.run_steps(1)
+        steps += 1
+    assert weights_sha256(bench.exchange.parameters()) == oracle(shards(plan, 8), steps)[0]
+    assert [event.type for event in bench.events if event.level == "warning"] == ["fault", "fault"]
+
+
 def test_too_many_deaths_end_the_job(open_bench: type[Bench], plan: StepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.crew.FAILURES_ALLOWED", 1)
     bench = open_bench(plan, 3)
