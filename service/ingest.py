@@ -20,7 +20,7 @@ REFUSED = 3  # exit status of the subprocess that has written an IngestError to 
 
 # All that the subprocess gets to see of our environment.
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
-_GIB = 2**30
+_GIB, _THREADS = 2**30, 8
 
 # What Python, C++, the loader and Arrow print, in lower case, where there is no memory, or none for a thread's stack.
 _MEMORY_SIGNS = (
@@ -116,6 +116,8 @@ def _run(folder: Path, request: dict[str, Any], limits: IngestLimits) -> None:
         # scattered and are not used again: 15 GiB of addresses for MNIST's 785 columns. Mapped one by one they are 0.6.
         "MALLOC_MMAP_THRESHOLD_": str(2**17),
         "OPENBLAS_NUM_THREADS": "1",
+        # Of Arrow's own threads, whose stacks count as well.
+        "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, _THREADS)),
     }
     command = [sys.executable, "-m", "service.ingest_process", str(folder.absolute())]
     root = Path(__file__).resolve().parent.parent

@@ -26,7 +26,7 @@ def is_png(path):
 
 def test_xor_takes_a_hidden_layer(tmp_path):
     none, two, four = run("xor.py", "--steps", 300, "--plot", tmp_path / "xor.png").splitlines()
-    assert none.endswith("2 of 4 right")
+    assert none.count(": 0.500") == 4  # undecided everywhere: the last bit says how many are right
     assert two.endswith("4 of 4 right")
     assert four.endswith("4 of 4 right")
     assert is_png(tmp_path / "xor.png")

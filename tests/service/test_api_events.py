@@ -118,7 +118,8 @@ def test_a_stream_that_broke_off_is_taken_up_without_a_gap(api: Api, job: str) -
         with api.client.stream("GET", f"/v1/jobs/{job}/events", headers=headers) as answer:
             found = events(answer.iter_lines())
             for _ in range(7):  # and then the connection is dropped
-                if not writer.is_alive() and len(seen) == 2 + 60:
+                if len(seen) == 2 + 60:
+                    writer.join()
                     api.fill.succeed(job)
                 entry = next(found, None)
                 ended = entry is None

@@ -77,8 +77,8 @@ def test_a_killed_launcher_is_noticed(tmp_path: Path) -> None:
     os.kill(child.pid, 9)
     child.wait(5)
     assert child.poll() == 128 + 9
-    os.kill(pid, 9)  # an orphan now: the supervisor's affair, which it is none of here
     with open(os.pidfd_open(pid), "rb", buffering=0) as ended:
+        os.kill(pid, 9)  # an orphan now: the supervisor's affair, which it is none of here
         select.select([ended], [], [], 5)
 
 

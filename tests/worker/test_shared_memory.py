@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from multiprocessing.synchronize import Semaphore
@@ -455,7 +456,8 @@ def test_randomly_timed_deaths_change_nothing(
                 return
             members = list(bench.crew.members)
             if members:
-                os.kill(bench.crew.attached[rng.choice(members).name].pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it was killed before
+                    os.kill(bench.crew.attached[rng.choice(members).name].pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()

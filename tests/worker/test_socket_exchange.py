@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -98,10 +98,11 @@ def test_workers_killed_at_random_moments_cost_no_bit_and_no_step(socket_bench: 
     reports, killed, ended = list[StepReport](), list[int](), threading.Event()
 
     def kill() -> None:
-        while not ended.wait(draw.uniform(0, 0.3)) and len(killed) < 6:
+        while not ended.wait(draw.uniform(0, 0.3 if killed else 0.01)) and len(killed) < 6:
             if alive := pids(place):
                 killed.append(draw.choice(alive))
-                os.kill(killed[-1], signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(killed[-1], signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()

@@ -17,7 +17,7 @@ from worker.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not futex.SUPPORTED, reason="words in shared memory need x86-64 Linux (worker.futex)")
 MakePlan = Callable[..., TrainingPlan]
-LONG = {"batch_size": 4, "epochs": 25, "shards": 4}  # 900 steps
+LONG = {"batch_size": 4, "epochs": 100, "shards": 4}  # 3,600 steps: long enough for workers to join in them
 
 
 class Training:
