@@ -39,8 +39,10 @@ __all__ = [
 # Where a product with the transpose of W is slower than one with W and both vectors turned (measured with OpenBLAS).
 _FEW_ROWS = range(8, 49)
 _LARGE = 1 << 14
-# Up to so many rows, what BLAS spends on packing is worth cutting products into small ones.
-_ROWS_OF_PIECES = 64
+# Up to so many rows, what BLAS spends on packing is worth cutting products into small ones. What it takes for each number
+# depends on the cut: for tiles of 16 or 48 units twice what it takes for 64, of narrow ones for a turned W as well.
+_ROWS_OF_PIECES = 32
+_TILES_OF_UNITS, _TILES_OF_INPUTS, _TILES_OF_TURNED = (64, 32), (16,), (64,)
 
 
 class Affine(Operation):
@@ -65,12 +67,13 @@ class Affine(Operation):
             storage.constant(1.0, (ROWS,)),
             storage.scratch((units, ROWS)),
             storage.scratch((inputs, ROWS)),
-            pieces(units, rows * inputs, largest),
-            pieces(inputs, rows * units, largest),
+            pieces(units, rows * inputs, largest, _TILES_OF_UNITS),
+            pieces(inputs, rows * units, largest, _TILES_OF_TURNED),
+            pieces(inputs, rows * units, largest, _TILES_OF_INPUTS),
         )
 
     def forward(self, z: Array, x: Array, w: Array, b: Array, spread: Array, *workspace: Any) -> None:
-        *_, by_units, _ = workspace
+        *_, by_units, _, _ = workspace
         if by_units:
             multiply(w.T, x.T, z.T, by_units)
         else:
@@ -83,7 +86,7 @@ class Affine(Operation):
 
     def to_x(self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, *workspace: Any) -> None:
         if len(signal) in _FEW_ROWS and w.size >= _LARGE:  # BLAS would spend longer on turning W than on the product
-            _, _, turned_signal, turned_message, _, by_inputs = workspace
+            _, _, turned_signal, turned_message, _, by_inputs, _ = workspace
             np.copyto(turned_signal, signal.T)
             multiply(w, turned_signal, turned_message, by_inputs)
             np.copyto(message, turned_message.T)

@@ -11,16 +11,16 @@ from .storage import Array
 
 Pieces = tuple[slice, ...]
 
-# Pieces are of whole vectors of the processor's.
-_LANES = 16
 
 
-def pieces(size: int, others: int, largest: int) -> Pieces:
+def pieces(size: int, others: int, largest: int, tiles: tuple[int, ...]) -> Pieces:
     """[0, size) in pieces for which `others` multiplications each are at most `largest` together.
 
-    None, (), where it need not be cut or the pieces would be too small.
+    Each is of whole tiles, of the first of `tiles` of which one fits. None, (), where it need not be cut, or none fits.
     """
-    width = largest // others // _LANES * _LANES
+    most = largest // others
+    tile = next((tile for tile in tiles if tile <= most), size)
+    width = most // tile * tile
     if width == 0 or width >= size:
         return ()
     return tuple(slice(start, min(start + width, size)) for start in range(0, size, width))

@@ -10,18 +10,19 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize(
-    ("size", "others", "largest", "widths"),
+    ("size", "others", "largest", "tiles", "widths"),
     [
-        (256, 8 * 784, 10**6, [144, 112]),
-        (784, 32 * 256, 10**6, [112] * 7),
-        (256, 32 * 784, 10**6, [32] * 8),
-        (128, 8 * 256, 10**6, []),  # small as a whole
-        (256, 128 * 784, 10**6, []),  # 9 columns are too few
-        (256, 8 * 784, 0, []),
+        (256, 8 * 784, 10**6, (64, 32), [128, 128]),  # 159 would do
+        (784, 32 * 256, 10**6, (16,), [112] * 7),
+        (784, 32 * 256, 10**6, (64,), [64] * 12 + [16]),
+        (256, 32 * 784, 10**6, (64, 32), [32] * 8),
+        (128, 8 * 256, 10**6, (64, 32), []),  # small as a whole
+        (256, 64 * 784, 10**6, (64, 32), []),  # 19 columns are too few
+        (256, 8 * 784, 0, (64, 32), []),
     ],
 )
-def test_pieces_cover_all_in_order_and_are_small_enough(size, others, largest, widths):
-    found = pieces(size, others, largest)
+def test_pieces_cover_all_in_order_and_are_small_enough(size, others, largest, tiles, widths):
+    found = pieces(size, others, largest, tiles)
     assert [piece.stop - piece.start for piece in found] == widths
     if found:
         np.testing.assert_array_equal(np.concatenate([np.arange(size)[piece] for piece in found]), np.arange(size))
@@ -40,12 +41,12 @@ def test_a_product_is_the_same_in_pieces(by):
         np.testing.assert_allclose(across, (x @ y).T, rtol=1e-13)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 8, 31, 64])
+@pytest.mark.parametrize("rows", [1, 2, 8, 31, 32, 33])
 def test_a_network_computes_the_same_with_small_products_and_without(rows):
     spec = NetworkSpec(90, 5, (80, 220, 75), dtype="float64")
     parameters, features = initial_parameters(spec, 0), RNG.normal(size=(rows, 90))
     targets = RNG.integers(0, 5, rows).astype(np.int32)
-    whole, cut = Network(spec, rows), Network(spec, rows, small_product=rows * 90 * 33)
+    whole, cut = Network(spec, rows), Network(spec, rows, small_product=rows * 90 * 70)
     gradients = np.empty((2, parameters.size))
     losses = [
         network.loss_and_gradient(parameters, gradient, features, targets)
