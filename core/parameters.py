@@ -15,11 +15,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from .errors import GraphError
 
-# Elements a block. What is reduced over the whole vector is reduced block by block and combined in order: the borders
-# depend on the layout alone, so that the bits do not depend on how many workers share the blocks. Smaller blocks would
-# share out more evenly and cost more in calls than they save in cache misses: a block's three vectors in plain SGD are
-# 768 KiB in float32, and fit a second-level cache.
+# Elements a block, at most. What is reduced over the whole vector is reduced block by block and combined in order: the
+# borders depend on the layout alone, so that the bits do not depend on how many workers share the blocks. Smaller blocks
+# would cost more in calls than they save in cache misses: a block's three vectors in plain SGD are 768 KiB in float32,
+# and fit a second-level cache.
 BLOCK = 1 << 16
+_LINE = 16  # elements that no two blocks share the cache line of, in float32
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,14 @@ class ParameterLayout:
 
     @cached_property
     def blocks(self) -> tuple[slice, ...]:
-        """Slices of at most BLOCK elements that cover [0, size) in order."""
-        return tuple(slice(start, min(start + BLOCK, self.size)) for start in range(0, self.size, BLOCK))
+        """Slices of at most BLOCK elements that cover [0, size) in order: one, or an even number of about one size.
+
+        Two workers, of whom most jobs have as many, then do the same.
+        """
+        count = -(-self.size // BLOCK)
+        count += count % 2 if count > 1 else 0
+        width = -(-self.size // (count * _LINE)) * _LINE
+        return tuple(slice(start, min(start + width, self.size)) for start in range(0, self.size, width))
 
     def views(self, flat: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Each parameter as a shaped view of `flat` (P,), writable where it is; GraphError if it does not fit."""

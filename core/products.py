@@ -12,7 +12,6 @@ from .storage import Array
 Pieces = tuple[slice, ...]
 
 
-
 def pieces(size: int, others: int, largest: int, tiles: tuple[int, ...]) -> Pieces:
     """[0, size) in pieces for which `others` multiplications each are at most `largest` together.
 
