@@ -39,8 +39,8 @@ __all__ = [
 # Where a product with the transpose of W is slower than one with W and both vectors turned (measured with OpenBLAS).
 _FEW_ROWS = range(8, 49)
 _LARGE = 1 << 14
-# Up to so many rows, what BLAS spends on packing is worth cutting products into small ones. How fast those are depends on
-# the cut: tiles of 16 or 48 units cost twice as much a unit as those of 64, and so do narrow ones of turned products.
+# Up to so many rows, what BLAS spends on packing is worth cutting products into small ones. How fast those are depends
+# on the cut: tiles of 16 or 48 units cost twice as much a unit as those of 64, as do narrow ones of turned products.
 _ROWS_OF_PIECES = 32
 _TILES_OF_UNITS, _TILES_OF_INPUTS, _TILES_OF_TURNED = (64, 32), (16,), (64,)
 

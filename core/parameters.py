@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from .errors import GraphError
 
 # Elements a block, at most. What is reduced over the whole vector is reduced block by block and combined in order: the
-# borders depend on the layout alone, so that the bits do not depend on how many workers share the blocks. Smaller blocks
+# borders depend on the layout alone, so that the bits do not depend on how many workers share the blocks. Smaller ones
 # would cost more in calls than they save in cache misses: a block's three vectors in plain SGD are 768 KiB in float32,
 # and fit a second-level cache.
 BLOCK = 1 << 16
