@@ -78,8 +78,9 @@ class JobKeeper:
             trainers[handle.job_id] = handle
         for job in self._claim_expired():
             if job.result is None and job.id in trainers:
-                held = self.held[job.id] = HeldJob(self.store, trainers.pop(job.id), self._clock)
+                held = HeldJob(self.store, trainers.pop(job.id), self._clock)
                 log.info("%s goes on, heard up to update %d", job.id, held.catch_up())
+                self.held[job.id] = held
             elif job.result is None and job.progress is not None:
                 self._guarded(job, lambda job: self._lost(job, "the trainer was lost while no controller ran"))
         for handle in trainers.values():
