@@ -23,6 +23,7 @@ faults: $(READY)
 	FALLLINE_FAULTS=all $(BIN)/pytest --verbose --log-cli-level=INFO tests/faults tests/deploy
 	$(BIN)/pytest --verbose tests/system/test_controller.py tests/system/test_supervisor.py \
 		tests/system/test_checkpoints.py tests/system/test_cluster.py tests/system/test_nodes.py
+	$(BIN)/pytest --hypothesis-profile=drawn tests/core tests/service tests/worker
 	FALLLINE_SIMULATED_WORLDS=10000 $(BIN)/pytest --verbose tests/service/test_simulated_world.py
 
 check: $(READY)

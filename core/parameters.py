@@ -51,9 +51,9 @@ class ParameterLayout:
 
         Two workers, of whom most jobs have as many, then do the same.
         """
-        count = -(-self.size // BLOCK)
+        count = max(-(-self.size // BLOCK), 1)
         count += count % 2 if count > 1 else 0
-        width = -(-self.size // (count * _LINE)) * _LINE
+        width = max(-(-self.size // (count * _LINE)), 1) * _LINE
         return tuple(slice(start, min(start + width, self.size)) for start in range(0, self.size, width))
 
     def views(self, flat: NDArray[Any]) -> dict[str, NDArray[Any]]:

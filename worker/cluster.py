@@ -151,7 +151,7 @@ class Cluster:
 
     def save(self, handles: Sequence[TrainerHandle], seconds: float) -> None:
         """Have the jobs write checkpoints, all at once, and go on; waits for them, at most `seconds`."""
-        ACTORS.ask([handle.crew.trainer for handle in handles], seconds, "save", seconds, thread=None)
+        ACTORS.wait_for([handle.crew.trainer for handle in handles], seconds, "save", seconds)
 
     def close(self) -> None:
         """Leave the cluster; everything there goes on."""

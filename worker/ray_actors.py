@@ -200,17 +200,27 @@ class RayActors:
         self, names: Iterable[str], seconds: float, method: str, *arguments: Any, thread: str | None = HEALTH
     ) -> dict[str, Any]:
         """The answers of the actors' `thread` that are there within `seconds`, by name."""
+        found = {}
+        for name, call in self._answers(names, seconds, method, *arguments, thread=thread):
+            with suppress(*LOSSES):  # dead: silent
+                found[name] = ray.get(call)
+        return found
+
+    def wait_for(self, names: Iterable[str], seconds: float, method: str, *arguments: Any) -> None:
+        """Have them do it, all at once; return when all have, or failed, or after `seconds`."""
+        self._answers(names, seconds, method, *arguments, thread=None)
+
+    def _answers(
+        self, names: Iterable[str], seconds: float, method: str, *arguments: Any, thread: str | None
+    ) -> list[tuple[str, Any]]:
+        """Each that has answered within `seconds`, or is dead, and the reference of its answer."""
         calls = {}
         for name in names:
             with suppress(RemoteLost):
-                asked = getattr(_actor(name), method).options(concurrency_group=thread).remote(*arguments)
-                calls[asked] = name
+                call = getattr(_actor(name), method).options(concurrency_group=thread).remote(*arguments)
+                calls[call] = name
         ready = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)[0] if calls else []
-        found = {}
-        for call in ready:
-            with suppress(*LOSSES):  # dead: silent
-                found[calls[call]] = ray.get(call)
-        return found
+        return [(calls[call], call) for call in ready]
 
     def _ask_or_kill(
         self, names: Sequence[str], method: str, *arguments: Any, thread: str | None = HEALTH

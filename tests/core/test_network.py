@@ -179,7 +179,7 @@ def test_a_steady_state_step_allocates_nothing(loss, activation):
     spec = spec_of(loss, activation, "float32", hidden=(64, 64), inputs=50)
     network = Network(spec, 256, small_product=100_000)  # which makes pieces of the smallest batch's products
     parameters = [initial_parameters(spec, seed) for seed in (0, 1)]
-    gradient, batches = np.empty_like(parameters[0]), [data(spec, rows) for rows in (256, 100, 40)]
+    gradient, batches = np.empty_like(parameters[0]), [data(spec, rows) for rows in (256, 100, 32)]
 
     def steps():
         for now in parameters:
@@ -195,7 +195,7 @@ def test_a_steady_state_step_allocates_nothing(loss, activation):
     steps()
     after, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak - before < 2500  # views; the outputs of the smallest batch's layers would be 10,240
+    assert peak - before < 2500  # views; the outputs of the smallest batch's layers would be 8,192
     assert after - before < 500
 
 

@@ -163,12 +163,12 @@ def test_new_rows_of_the_same_columns_train_it_on(
 
 
 def test_a_source_that_is_gone_before_the_job_starts_is_not_missed(running: Any, source: dict[str, Any]) -> None:
-    wanted = sha256(running, warm(running, {"job": source["id"]}))
+    longer = {"epochs": 1000}
+    wanted = sha256(running, warm(running, {"job": source["id"]}, training=longer))
     twin = ended(running, running.client.jobs.submit({**SPEC, **SOURCE})["id"])
     assert twin["result"]["weights_sha256"] == source["result"]["weights_sha256"]
-    job_id = warm(running, {"job": twin["id"]})
-    with suppress(ServiceError):  # it has been trained already
-        running.client.jobs.pause(job_id)
+    job_id = warm(running, {"job": twin["id"]}, training=longer)
+    running.client.jobs.pause(job_id)
     job = running.job(job_id, lambda job: job["status"] == "paused" or running.ended(job))
     deleted = httpx.delete(f"{running.local.url}/v1/jobs/{twin['id']}")
     assert deleted.status_code == 204

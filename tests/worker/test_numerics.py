@@ -83,6 +83,12 @@ def test_the_digest_notices_another_rounding(monkeypatch: pytest.MonkeyPatch) ->
     assert numerics._digest() != known
 
 
+def test_the_digest_tells_builds_with_another_order_of_operations_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = numerics._digest()
+    monkeypatch.setattr(numerics, "_ORDER", b"another")
+    assert numerics._digest() != known
+
+
 def test_every_function_that_may_round_otherwise_is_in_the_digest() -> None:
     packages = [Path(numerics.__file__).parent, Path(numerics.__file__).parents[1] / "core"]
     text = "".join(file.read_text() for package in packages for file in package.glob("*.py") if file.stem != "numerics")
