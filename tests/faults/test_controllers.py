@@ -25,6 +25,7 @@ QUICK = {"started", "registered"}
 @contextmanager
 def another_controller(running: Any, *module: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A second controller of the same home, which stands by, with the environment of the first; and its log."""
+    running.wait_for(lambda: leader(running) == running.pid("controller"), PATIENCE_S, "the lead of the first")
     environ, path = running.environment("controller"), running.local.home / "second.log"
     with path.open("wb") as output:
         second = subprocess.Popen([sys.executable, "-m", *module], env=environ, cwd=ROOT, stderr=output)
