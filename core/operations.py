@@ -86,9 +86,9 @@ class Affine(Operation):
 
     def to_x(self, message: Array, signal: Array, z: Array, x: Array, w: Array, b: Array, *workspace: Any) -> None:
         if len(signal) in _FEW_ROWS and w.size >= _LARGE:  # BLAS would spend longer on turning W than on the product
-            _, _, turned_signal, turned_message, _, by_inputs, _ = workspace
+            _, _, turned_signal, turned_message, _, by_turned, _ = workspace
             np.copyto(turned_signal, signal.T)
-            multiply(w, turned_signal, turned_message, by_inputs)
+            multiply(w, turned_signal, turned_message, by_turned)
             np.copyto(message, turned_message.T)
         else:
             multiply(signal, w.T, message)

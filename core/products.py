@@ -18,9 +18,8 @@ def pieces(size: int, others: int, largest: int, tiles: tuple[int, ...]) -> Piec
     Each is of whole tiles, of the first of `tiles` of which one fits. None, (), where it need not be cut, or none fits.
     """
     most = largest // others
-    tile = next((tile for tile in tiles if tile <= most), size)
-    width = most // tile * tile
-    if width == 0 or width >= size:
+    width = next((most // tile * tile for tile in tiles if tile <= most), size)
+    if width >= size:
         return ()
     return tuple(slice(start, min(start + width, size)) for start in range(0, size, width))
 

@@ -1,9 +1,6 @@
 """The clock on the wall of a whole service moved by an hour, forth and back, while jobs train, wait and are lost."""
 
-import os
-import signal
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +44,7 @@ def test_a_moved_clock_changes_nothing(
         running.succeeded(job_id, undisturbed)
         job_id = running.training(spec)  # claimed and started by the new time
         with running.work_goes_on(job_id, f"kill -9 of the trainer, the clock at {shift:+d} s"):
-            for pid in running.processes("TrainerHost"):
-                with suppress(ProcessLookupError):  # Ray has just ended it: it was not needed any more
-                    os.kill(pid, signal.SIGKILL)
+            running.kill_all("TrainerHost")
         running.wait_for(running.is_ready, PATIENCE_S, "all parts")
     running.succeeded(job_id, undisturbed)
     assert [event["id"] for event in running.events(job_id)] == list(range(1, len(running.events(job_id)) + 1))

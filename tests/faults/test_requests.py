@@ -7,7 +7,6 @@ import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from threading import Barrier
 from typing import Any
 
@@ -138,9 +137,7 @@ def test_cancel_pause_and_resume_race_each_other_and_a_crash(
             if crash == "controller":
                 running.kill("controller")
             elif crash == "trainer":
-                for pid in running.processes("TrainerHost"):
-                    with suppress(ProcessLookupError):  # Ray has just ended it: it was not needed any more
-                        os.kill(pid, signal.SIGKILL)
+                running.kill_all("TrainerHost")
             for each in asked:
                 each.result()
         is_cancelled = "cancel" in [name for _, name in calls]

@@ -86,6 +86,12 @@ class Service:
         """SIGKILL to a part's own process, not to its launcher."""
         os.kill(self.pid(part), signal.SIGKILL)
 
+    def kill_all(self, title: str) -> None:
+        """SIGKILL to all processes whose command line contains `title`."""
+        for pid in self.processes(title):
+            with suppress(ProcessLookupError):  # Ray has just ended it: it was not needed any more
+                os.kill(pid, signal.SIGKILL)
+
     @contextmanager
     def stopped(self, part: str) -> Iterator[None]:
         """The part hangs, with all below it."""

@@ -1,10 +1,7 @@
 """Jobs that start from another one's weights, in a whole service: any workers, any crash, the same weights."""
 
 import csv
-import os
-import signal
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +82,8 @@ def begun_warm(running: Any, job_id: str) -> int:
 
 
 def kill_trainers(running: Any) -> None:
-    trainers: list[int] = []
-    running.wait_for(lambda: trainers.extend(running.processes("TrainerHost")) or trainers, 60, "a trainer")
-    for pid in trainers:
-        with suppress(ProcessLookupError):  # Ray has just ended it: it was not needed any more
-            os.kill(pid, signal.SIGKILL)
+    running.wait_for(lambda: running.processes("TrainerHost"), 60, "a trainer")
+    running.kill_all("TrainerHost")
 
 
 def test_it_goes_on_where_the_source_has_ended(running: Any, source: dict[str, Any]) -> None:

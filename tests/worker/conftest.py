@@ -281,6 +281,12 @@ def open_over() -> Iterator[Callable[[str, StepPlan, int], Exchange]]:
 
 
 @pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that the tests' networks have many, and whoever reduces has some."""
+    monkeypatch.setattr("core.parameters.BLOCK", 64)
+
+
+@pytest.fixture
 def plan(make_step_plan: MakeStepPlan) -> StepPlan:
     return make_step_plan(data={"weight_column": "weight"})[0]
 

@@ -25,9 +25,8 @@ OPTIMIZERS = {
 
 
 @pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small that the tests' networks have many, and each as much as an aggregator is to have."""
-    monkeypatch.setattr("core.parameters.BLOCK", 64)
+def _small_shares(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block is as much as an aggregator is to have."""
     monkeypatch.setattr("worker.object_exchange.SHARE_BYTES", 64 * 4 * 3)
 
 

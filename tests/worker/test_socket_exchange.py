@@ -28,6 +28,7 @@ from worker.plan import Reduced, ShardReport, StepPlan, StepReport
 from worker.socket_exchange import STRETCH
 from worker.wiring import Place, Stretch
 
+pytestmark = pytest.mark.usefixtures("small_blocks")
 Array = NDArray[Any]
 SEED, STEPS, LONG = 5, 12, 1500
 PATIENCE_S = 30.0
@@ -35,12 +36,6 @@ OPTIMIZERS = {
     "sgd": OptimizerSpec("sgd", 0.05),
     "adamw, clipped": OptimizerSpec("adamw", 0.01, weight_decay=0.01, clip_norm=0.1),
 }
-
-
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small that the tests' networks have many."""
-    monkeypatch.setattr("core.parameters.BLOCK", 64)
 
 
 def undisturbed(plan: StepPlan, steps: int = STEPS) -> tuple[str, list[StepReport]]:

@@ -22,12 +22,6 @@ SEED, STEPS = 5, 40
 PATIENCE_S = 30.0  # for another process of the test
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small that the tests' networks have many, and each seat that reduces has some."""
-    monkeypatch.setattr("core.parameters.BLOCK", 64)
-
-
 class Bench:
     """An exchange over real processes."""
 

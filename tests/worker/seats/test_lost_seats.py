@@ -23,7 +23,10 @@ from worker.segment import Segment
 
 from .conftest import PATIENCE_S, STEPS, Bench, Meeting, await_the_other, oracle, shards
 
-pytestmark = pytest.mark.skipif(not futex.SUPPORTED, reason="words in shared memory need x86-64 Linux (worker.futex)")
+pytestmark = [
+    pytest.mark.skipif(not futex.SUPPORTED, reason="words in shared memory need x86-64 Linux (worker.futex)"),
+    pytest.mark.usefixtures("small_blocks"),
+]
 
 
 class DiesWithAClaim(GradientWorker):

@@ -21,7 +21,10 @@ from worker.plan import ShardReport, StepPlan
 
 from .conftest import PATIENCE_S, STEPS, Bench, Meeting, await_the_other, oracle, shards
 
-pytestmark = pytest.mark.skipif(not futex.SUPPORTED, reason="words in shared memory need x86-64 Linux (worker.futex)")
+pytestmark = [
+    pytest.mark.skipif(not futex.SUPPORTED, reason="words in shared memory need x86-64 Linux (worker.futex)"),
+    pytest.mark.usefixtures("small_blocks"),
+]
 
 
 @pytest.mark.parametrize("claiming", [True, False], ids=["claimed", "dealt"])
